@@ -1,0 +1,125 @@
+"""Commands that use bundles: run, bench, gate."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from planish import say
+from planish.errors import InputError
+
+__all__ = ["bench", "gate", "run"]
+
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object, the last line of stdout.")
+device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+threads_option = click.option("--threads", type=click.IntRange(1), help="Threads of the engine; default: the physical cores.")
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("texts", nargs=-1)
+@click.option("--question", help="question-answering: the question; TEXTS are the contexts.")
+@click.option("--top-k", type=int, help="classify and fill: how many answers; generate: sample among so many tokens.")
+@click.option("--max-new-tokens", default=128, show_default=True, help="generate: at most so many tokens.")
+@click.option("--temperature", default=0.0, show_default=True, help="generate: 0 is greedy.")
+@click.option("--top-p", default=1.0, show_default=True, help="generate: nucleus sampling.")
+@click.option("--repetition-penalty", default=1.0, show_default=True, help="generate: above 1 repeats less.")
+@click.option("--seed", type=int, help="generate: the same seed, the same text.")
+@click.option("--stop", multiple=True, help="generate: stop at this string; may be given again.")
+@device_option
+@threads_option
+@json_option
+def run(bundle: Path, texts: tuple[str, ...], device: str, threads: int | None, as_json: bool, **options: Any) -> None:
+    """Answer TEXTS with BUNDLE; `-` or no text reads one text a line from stdin."""
+    from planish import runtime
+    from planish.answers import answers, answers_as_lines
+
+    if not texts or texts == ("-",):
+        texts = tuple(line.rstrip("\n") for line in sys.stdin if line.strip())
+    if not texts:
+        raise InputError("at least one text", "none", f'type: planish run {bundle} "some text"')
+    with runtime.load(bundle, device=device, threads=threads) as model:
+        task = model.manifest.task
+        if task == "text-generation" and len(texts) == 1 and not as_json:
+            stream_out(model, texts[0], options)
+            return
+        results = answers(model, list(texts), options)
+    say.answer({"task": task, "results": results}, as_json=as_json, lines=answers_as_lines(task, list(texts), results))
+
+
+def stream_out(model: Any, prompt: str, options: dict[str, Any]) -> None:
+    """Write a generation to stdout as it grows."""
+    from planish.answers import generation_options
+
+    for piece in model.generate(prompt, stream=True, **generation_options(options)):
+        sys.stdout.write(piece.text)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+
+
+@click.command()
+@click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--shape", "shapes", multiple=True, help="BATCHxLENGTH, e.g. 1x128; may be given again.")
+@click.option("--seconds", default=20.0, show_default=True, help="Time to spend.")
+@threads_option
+@json_option
+def bench(bundles: tuple[Path, ...], shapes: tuple[str, ...], seconds: float, threads: int | None, as_json: bool) -> None:
+    """Measure BUNDLES: latency and throughput; several are interleaved and given as ratios to the first."""
+    from planish import gate as half
+
+    parsed = [shape_of(shape) for shape in shapes] or None
+    with say.progress_bar(quiet=as_json) as progress:
+        report = half.bench(list(bundles), shapes=parsed, seconds=seconds, threads=threads, progress=progress)
+    say.answer({"bench": report.to_json()}, as_json=as_json, lines=[report.to_markdown()])
+
+
+def shape_of(text: str) -> tuple[int, int]:
+    """A batch and a length from ``1x128``.
+
+    >>> shape_of("8x64")
+    (8, 64)
+    """
+    batch, cross, length = text.lower().partition("x")
+    if not (cross and batch.isdigit() and length.isdigit() and int(batch) and int(length)):
+        raise InputError("--shape BATCHxLENGTH", repr(text), "type for example: --shape 1x128")
+    return int(batch), int(length)
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--baseline", "-b", required=True, type=click.Path(path_type=Path), help="The bundle to compare with.")
+@click.option("--data", type=click.Path(path_type=Path), help="JSONL with labels, or .txt; default: built-in text, without labels.")
+@click.option("--max-loss", type=float, default=0.5, show_default=True, help="Largest loss of the task metric, in points.")
+@click.option("--no-latency", is_flag=True, help="Judge accuracy alone.")
+@click.option("--seconds", default=60.0, show_default=True, help="Time the latency comparison may take.")
+@threads_option
+@json_option
+def gate(
+    bundle: Path,
+    baseline: Path,
+    data: Path | None,
+    max_loss: float,
+    no_latency: bool,
+    seconds: float,
+    threads: int | None,
+    as_json: bool,
+) -> int:
+    """Compare BUNDLE with a baseline: exit 0 pass, 1 regress, 3 inconclusive."""
+    from planish import gate as half
+
+    with say.progress_bar(quiet=as_json) as progress:
+        report = half.gate(
+            bundle,
+            baseline,
+            data=data,
+            limits=half.Limits(max_loss_points=max_loss),
+            latency=not no_latency,
+            seconds=seconds,
+            threads=threads,
+            progress=progress,
+        )
+    say.answer({"gate": report.to_json(), "exit_code": report.exit_code}, as_json=as_json, lines=[report.to_markdown()])
+    return report.exit_code
