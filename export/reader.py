@@ -53,8 +53,8 @@ class QuantizedLinear:
     """Integers and scales as stored; weight = ``(values - zero_point) * scale``.
 
     ``values`` int8 ``[out, in]`` in the signed range of ``bits``; ``scale`` float32 ``[out, groups]``; ``zero_point``
-    int8 of the same shape, None if symmetric; ``group_size`` None means one group a row. ``activations`` says whether inputs
-    are quantized to 8 bits too, dynamically per token or with one scale a tensor.
+    int8 of the same shape, None if symmetric; ``group_size`` None means one group a row. ``activations`` says whether
+    inputs are quantized to 8 bits too, dynamically per token or with one scale a tensor.
     """
 
     values: Array
