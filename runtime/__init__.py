@@ -1,1 +1,31 @@
-"""planish.runtime."""
+"""The half that runs on the device: numpy, one engine, and the tokenizer; no torch.
+
+Reading and verifying bundles lies here too, since the runtime refuses what it cannot trust. Names are loaded when
+first used, so that importing the package costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from planish.runtime.manifest import Manifest, read_manifest, update_manifest, write_manifest
+    from planish.runtime.integrity import verify
+
+__all__ = ["Manifest", "read_manifest", "update_manifest", "verify", "write_manifest"]
+
+_HOMES = {
+    "Manifest": "manifest",
+    "read_manifest": "manifest",
+    "update_manifest": "manifest",
+    "verify": "integrity",
+    "write_manifest": "manifest",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # No module here may be called like a public name: importing it would hide the function.
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
