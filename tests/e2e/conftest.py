@@ -1,0 +1,69 @@
+"""Whole journeys on the real models, made once a session through the command line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Shelf = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("shelf")
+
+
+@pytest.fixture(scope="session")
+def make(shelf: Path) -> Shelf:
+    """``make(name, command, ...)`` runs a planish command with ``-o name`` and returns the output's path."""
+
+    def run(name: str, *arguments: str | Path) -> Path:
+        output = shelf / name
+        command = [sys.executable, "-m", "planish", *map(str, arguments), "-o", str(output)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{command}\n{done.stderr[-4000:]}"
+        return output
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def minilm_int8(make: Shelf, minilm: Path) -> Path:
+    return make("minilm-int8", "compress", minilm, "-r", "int8")
+
+
+@pytest.fixture(scope="session")
+def minilm_bundle(make: Shelf, minilm_int8: Path) -> Path:
+    return make("minilm.bundle", "export", minilm_int8)
+
+
+@pytest.fixture(scope="session")
+def minilm_parent(make: Shelf, minilm: Path) -> Path:
+    return make("minilm-parent.bundle", "export", minilm)
+
+
+@pytest.fixture(scope="session")
+def smollm2(shelf: Path, smollm2_gguf: Path) -> Path:
+    """SmolLM2 with its channels permuted: the same function, off the 4-bit grid its GGUF lies on."""
+    from planish.compress import off_grid_checkpoint
+
+    return Path(off_grid_checkpoint(smollm2_gguf, shelf / "smollm2"))
+
+
+@pytest.fixture(scope="session")
+def smollm2_int4(make: Shelf, smollm2: Path) -> Path:
+    return make("smollm2-int4", "compress", smollm2, "-r", "int4")
+
+
+@pytest.fixture(scope="session")
+def smollm2_bundle(make: Shelf, smollm2_int4: Path) -> Path:
+    return make("smollm2.bundle", "export", smollm2_int4)
+
+
+@pytest.fixture(scope="session")
+def smollm2_parent(make: Shelf, smollm2: Path) -> Path:
+    return make("smollm2-parent.bundle", "export", smollm2)
