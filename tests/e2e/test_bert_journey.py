@@ -1,0 +1,96 @@
+"""compress -> export -> run -> gate on real BERTs: MiniLM as it is, and MiniLM fine-tuned for sentiment."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from planish import runtime
+
+ROOT = Path(__file__).resolve().parents[2]
+Sentences = dict[str, list[tuple[str, int]]]
+
+
+@pytest.fixture(scope="session")
+def sentiment(minilm: Path, movie_sentences: Sentences) -> Path:
+    from tests.sentiment import train_sentiment
+
+    (ROOT / ".cache").mkdir(exist_ok=True)
+    return train_sentiment(minilm, movie_sentences["train"], ROOT / ".cache" / "sentiment-minilm")
+
+
+def onnx_bytes(bundle: Path) -> int:
+    return sum(path.stat().st_size for path in (bundle / "onnx").rglob("*") if path.is_file())
+
+
+def test_minilm_int8_is_small_and_close(minilm_bundle: Path, minilm_parent: Path, movie_sentences: Sentences) -> None:
+    assert onnx_bytes(minilm_bundle) <= 24_000_000
+    texts = [text for text, _ in movie_sentences["test"][:200]]
+    with runtime.load(minilm_bundle) as small, runtime.load(minilm_parent) as parent:
+        cosine = (small.embed(texts) * parent.embed(texts)).sum(axis=1)
+    assert cosine.mean() >= 0.995
+    assert cosine.min() >= 0.985
+
+
+def test_parent_bundle_is_the_parent(minilm: Path, minilm_parent: Path, judge_text: str) -> None:
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    texts = [line for line in judge_text.split(". ") if 20 < len(line) < 300][:16]
+    tokenizer, model = AutoTokenizer.from_pretrained(minilm), AutoModel.from_pretrained(minilm).eval()
+    inputs = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        hidden = model(**inputs).last_hidden_state
+    mask = inputs["attention_mask"][..., None]
+    pooled = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1).numpy()
+    with runtime.load(minilm_parent) as bundle:
+        np.testing.assert_allclose(bundle.embed(texts), pooled, atol=1e-4)
+
+
+def test_padding_does_not_change_an_answer(minilm_bundle: Path) -> None:
+    """Activations are scaled token by token, so a text's vector does not depend on what else is in its batch."""
+    texts = ["Short.", "A much longer sentence about hammers, anvils and the smoothing of sheet metal, " * 4]
+    with runtime.load(minilm_bundle) as model:
+        together, alone = model.embed(texts), np.concatenate([model.embed([text]) for text in texts])
+    np.testing.assert_allclose(together, alone, atol=2e-3)
+
+
+def test_sentiment_ships_within_half_a_point(sentiment: Path, make: Any, movie_sentences: Sentences, tmp_path: Path) -> None:
+    data = tmp_path / "test.jsonl"
+    names = ["negative", "positive"]
+    data.write_text("".join(json.dumps({"text": text, "label": names[label]}) + "\n" for text, label in movie_sentences["test"]))
+    bundle = make("sentiment.bundle", "ship", sentiment, "-r", "int8", "--data", data, "--seconds", "20")
+    gates = json.loads((bundle / "manifest.json").read_text())["gates"]
+    assert gates[0]["verdict"] == "pass"
+    parent = make("sentiment-parent.bundle", "export", sentiment)
+    texts, truth = zip(*movie_sentences["test"], strict=True)
+    accuracy = {}
+    for path in (bundle, parent):
+        with runtime.load(path) as model:
+            predicted = [scores[0].label for scores in model.classify(list(texts))]
+        accuracy[path] = np.mean([names[label] == name for label, name in zip(truth, predicted, strict=True)])
+    assert accuracy[parent] >= 0.84
+    assert accuracy[bundle] >= accuracy[parent] - 0.005
+
+
+def test_quantized_checkpoint_loads_in_transformers_and_is_what_was_exported(minilm_int8: Path, minilm_bundle: Path) -> None:
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    texts = ["A planishing hammer smooths metal.", "Call me Ishmael."]
+    tokenizer, model = AutoTokenizer.from_pretrained(minilm_int8), AutoModel.from_pretrained(minilm_int8).eval()
+    inputs = tokenizer(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**inputs).last_hidden_state.numpy()
+    with runtime.load(minilm_bundle) as bundle:
+        feeds = {spec["name"]: inputs[spec["name"]].numpy() for spec in bundle.manifest.dialects["ort"]["inputs"]}
+        got = bundle.run(feeds)["last_hidden_state"]
+    real = inputs["attention_mask"].numpy().astype(bool)
+    atol = bundle.manifest.parity["ort"]["atol"]
+    assert np.abs(got - expected)[real].max() <= atol
+    cosine = (got * expected)[real].sum(-1) / np.linalg.norm(got[real], axis=-1) / np.linalg.norm(expected[real], axis=-1)
+    assert cosine.min() >= 0.999
