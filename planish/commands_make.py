@@ -69,9 +69,9 @@ def export(checkpoint: str, profile: str, output: Path, task: str | None, opset:
 
     with say.progress_bar(quiet=as_json) as progress:
         made = half.export(Path(checkpoint), output, profile=profile, task=task, opset=opset, atol=atol, progress=progress)
-    parity = {name: report["max_abs_error"] for name, report in made.manifest.parity.items()}
+    parity = {name: report.max_abs_error for name, report in made.manifest.parity.items()}
     say.answer(
-        {"bundle": str(made.path), "digest": made.manifest.digest, "parity": made.manifest.parity},
+        {"bundle": str(made.path), "digest": made.manifest.digest, "parity": made.manifest.to_json()["parity"]},
         as_json=as_json,
         lines=[f"bundle: {made.path}", f"largest difference from the checkpoint: {parity}", f'next: planish run {made.path} "some text"'],
     )

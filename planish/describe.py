@@ -26,7 +26,7 @@ def describe_bundle(path: Path) -> dict[str, Any]:
     from planish import runtime
 
     manifest = runtime.verify(path)
-    told = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    told = manifest.to_json()
     files = {name: entry["size"] for name, entry in told.pop("files").items()}
     told["bytes"] = {"total": sum(files.values()), "onnx": sum(size for name, size in files.items() if name.startswith("onnx/"))}
     told["largest_files"] = dict(sorted(files.items(), key=lambda item: -item[1])[:5])

@@ -87,10 +87,10 @@ def test_quantized_checkpoint_loads_in_transformers_and_is_what_was_exported(min
     with torch.no_grad():
         expected = model(**inputs).last_hidden_state.numpy()
     with runtime.load(minilm_bundle) as bundle:
-        feeds = {spec["name"]: inputs[spec["name"]].numpy() for spec in bundle.manifest.dialects["ort"]["inputs"]}
+        feeds = {spec.name: inputs[spec.name].numpy() for spec in bundle.manifest.dialects["ort"].inputs}
         got = bundle.run(feeds)["last_hidden_state"]
     real = inputs["attention_mask"].numpy().astype(bool)
-    atol = bundle.manifest.parity["ort"]["atol"]
+    atol = bundle.manifest.parity["ort"].atol
     assert np.abs(got - expected)[real].max() <= atol
     cosine = (got * expected)[real].sum(-1) / np.linalg.norm(got[real], axis=-1) / np.linalg.norm(expected[real], axis=-1)
     assert cosine.min() >= 0.999
