@@ -1,0 +1,219 @@
+"""The latency rule: from paired times to pass, regress or inconclusive. `planish.gate.latency` does the measuring.
+
+For a limit L (1.05: at most 5 % slower), with the pseudomedian of the log ratios and the interval that inverts
+Wilcoxon's test:
+
+- pass: the upper bound of the 95 % interval is at or below L;
+- regress: the ratio found is above L - 0.02 (for L below 1.05: above 60 % of the allowed slowdown), *and* Wilcoxon's
+  one-sided p is below 0.01 against "not slower" (for a required speed-up: against "at L");
+- else inconclusive; also with fewer than 12 pairs, or a clock that stood still in more than 5 % of them.
+
+A true slowdown of exactly L therefore passes in at most 2.5 % of runs. A difference below the absolute floor never
+regresses: L is raised to where the difference is the floor.
+
+**Sequential stopping**: looks at 20, 28, 40, ... pairs stop early only on a 99.5 % interval that lies wholly on one
+side; the 95 % interval is read once, when the time is up. So repeated looking hardly raises the error rates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planish.gate.checks import Check, Verdict
+from planish.gate.clock import Timing
+from planish.gate.resample import ratio_of_medians
+from planish.gate.statistics import (
+    Interval,
+    finite_or_none,
+    hodges_lehmann,
+    minimum_detectable_ratio,
+    wilcoxon_greater,
+)
+
+__all__ = ["FIRST_LOOK", "Comparison", "Judged", "Pairs", "Plan", "decide", "is_clear", "judge_latency"]
+
+Floats = NDArray[np.float64]
+Judged = Literal["cpu", "wall"]
+
+CLEAR = 0.995  # confidence of the interval that may stop early
+FINAL = 0.95
+ALPHA = 0.01
+FIRST_LOOK = 20
+LEAST_PAIRS = 12
+MOST_LOST = 0.05  # share of pairs a bad clock may cost
+UNKNOWN = Interval(math.nan, -math.inf, math.inf, FINAL, "no pairs")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long to measure and what to judge; ``limit=None`` reports and judges nothing."""
+
+    limit: float | None = 1.05
+    floor_seconds: float = 20e-6
+    judged: Judged = "cpu"
+    seconds: float = 60.0
+    max_pairs: int = 400
+    seed: int = 0
+
+
+@dataclass
+class Pairs:
+    """Times of one phase, one entry a pair, in seconds for one unit of work."""
+
+    candidate: list[Timing] = field(default_factory=list)
+    baseline: list[Timing] = field(default_factory=list)
+
+    def clean(self, judged: Judged) -> tuple[Floats, Floats]:
+        """``[pairs]`` times of candidate and baseline, without the pairs in which a clock stood still or ran back."""
+        both = np.array(
+            [
+                (getattr(new, judged), getattr(old, judged))
+                for new, old in zip(self.candidate, self.baseline, strict=True)
+            ],
+            dtype=np.float64,
+        ).reshape(-1, 2)
+        both = both[np.all((both > 0) & np.isfinite(both), axis=1)]
+        return both[:, 0], both[:, 1]
+
+    def median(self, side: Literal["candidate", "baseline"], kind: Judged) -> float:
+        return float(np.median([getattr(timing, kind) for timing in getattr(self, side)]))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One phase of one shape, judged.
+
+    Attributes:
+        ratio: candidate over baseline of the judged time, with its 95 % interval (Hodges-Lehmann on log ratios).
+        p_slower: Wilcoxon's one-sided p against "not slower than the reference".
+        detectable: the smallest true slowdown that so many pairs find in 80 % of cases, as a ratio.
+        median_seconds: one unit of work: candidate and baseline, CPU and wall.
+        median_ratio, wall_ratio: ratios of medians with paired bootstrap intervals: judged time, wall clock.
+        lost: pairs thrown away because a clock stood still or ran backwards.
+    """
+
+    name: str
+    verdict: Verdict
+    judged: Judged
+    limit: float | None
+    allowed: float
+    ratio: Interval
+    p_slower: float
+    detectable: float
+    pairs: int
+    lost: int
+    median_seconds: Mapping[str, float]
+    median_ratio: Interval
+    wall_ratio: Interval
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "verdict": str(self.verdict),
+            "judged": self.judged,
+            "limit": self.limit,
+            "allowed": finite_or_none(self.allowed),
+            "ratio": self.ratio.to_json(),
+            "p_slower": self.p_slower,
+            "minimum_detectable_ratio": finite_or_none(self.detectable),
+            "pairs": self.pairs,
+            "pairs_lost": self.lost,
+            "median_seconds": dict(self.median_seconds),
+            "median_ratio": self.median_ratio.to_json(),
+            "wall_ratio": self.wall_ratio.to_json(),
+        }
+
+
+def bounds(limit: float, baseline_seconds: float, floor_seconds: float) -> tuple[float, float]:
+    """``allowed`` (a pass lies wholly below) and ``suspect`` (a regress is found above), as ratios.
+
+    >>> allowed, suspect = bounds(1.05, 1.0, 0.0)
+    >>> round(allowed, 3), round(suspect, 3)
+    (1.05, 1.03)
+    """
+    tolerated = 1 + floor_seconds / baseline_seconds if limit >= 1 else 0.0
+    suspect = limit - min(0.02, 0.4 * (limit - 1)) if limit > 1 else limit
+    return max(limit, tolerated), max(suspect, tolerated)
+
+
+def is_clear(pairs: Pairs, plan: Plan) -> bool:
+    """May measuring stop before the time is up?"""
+    candidate, baseline = pairs.clean(plan.judged)
+    if len(candidate) < FIRST_LOOK:
+        return False
+    interval = hodges_lehmann(np.log(candidate / baseline), CLEAR)
+    if plan.limit is None:
+        return minimum_detectable_ratio(interval) < 1.02
+    allowed, suspect = bounds(plan.limit, float(np.median(baseline)), plan.floor_seconds)
+    return interval.high <= math.log(allowed) or interval.low > math.log(suspect)
+
+
+def decide(name: str, pairs: Pairs, plan: Plan) -> Comparison:
+    """Judge the pairs of one phase; see the module's rule."""
+    candidate, baseline = pairs.clean(plan.judged)
+    lost = len(pairs.candidate) - len(candidate)
+    wall = pairs.clean("wall")
+    logs = np.log(candidate / baseline)
+    interval = hodges_lehmann(logs, FINAL) if len(logs) else UNKNOWN
+    p_slower = wilcoxon_greater(logs - math.log(min(1.0, plan.limit or 1.0)))
+    allowed, verdict = math.inf, Verdict.PASS
+    if plan.limit is not None:
+        allowed, suspect = bounds(plan.limit, float(np.median(baseline)) if len(logs) else 1.0, plan.floor_seconds)
+        enough = len(logs) >= LEAST_PAIRS and lost <= MOST_LOST * len(pairs.candidate)
+        verdict = verdict_of(interval, p_slower, allowed, suspect) if enough else Verdict.INCONCLUSIVE
+    return Comparison(
+        name=name,
+        verdict=verdict,
+        judged=plan.judged,
+        limit=plan.limit,
+        allowed=allowed,
+        ratio=interval.map(math.exp),
+        p_slower=p_slower,
+        detectable=minimum_detectable_ratio(interval),
+        pairs=len(pairs.candidate),
+        lost=lost,
+        median_seconds={
+            "candidate_cpu": pairs.median("candidate", "cpu"),
+            "baseline_cpu": pairs.median("baseline", "cpu"),
+            "candidate_wall": pairs.median("candidate", "wall"),
+            "baseline_wall": pairs.median("baseline", "wall"),
+        },
+        median_ratio=ratio_of_medians(candidate, baseline, seed=plan.seed) if len(logs) else UNKNOWN,
+        wall_ratio=ratio_of_medians(*wall, seed=plan.seed) if len(wall[0]) else UNKNOWN,
+    )
+
+
+def verdict_of(interval: Interval, p_slower: float, allowed: float, suspect: float) -> Verdict:
+    if interval.high <= math.log(allowed):
+        return Verdict.PASS
+    if interval.estimate > math.log(suspect) and p_slower < ALPHA:
+        return Verdict.REGRESS
+    return Verdict.INCONCLUSIVE
+
+
+def judge_latency(found: Comparison) -> Check:
+    """The comparison as a check of the gate."""
+    kind = "CPU time" if found.judged == "cpu" else "wall time"
+    ratio = found.ratio
+    text = f"{found.name}: {kind} {ratio.estimate:.3f} times the baseline's"
+    text += f" ({ratio.low:.3f} to {ratio.high:.3f}, {found.pairs} pairs)"
+    if found.limit is None:
+        reason = text
+    elif found.verdict is not Verdict.INCONCLUSIVE:
+        reason = f"{text}; at most {found.allowed:.3f}"
+    elif found.lost > MOST_LOST * found.pairs:
+        reason = f"{text}; the clock stood still or ran back in {found.lost} pairs"
+    elif found.pairs < LEAST_PAIRS:
+        reason = f"{text}; {LEAST_PAIRS} pairs are the least: give more time"
+    else:
+        reason = f"{text}; at most {found.allowed:.3f}: too noisy to decide, give more time or a quieter machine"
+    return Check(
+        f"latency {found.name}", found.verdict, ratio.estimate, found.limit, "ratio", reason, ratio, found.pairs,
+        required=found.limit is not None,
+    )  # fmt: skip
