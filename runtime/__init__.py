@@ -10,13 +10,37 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from planish.runtime.manifest import Manifest, read_manifest, update_manifest, write_manifest
+    from planish.runtime.answer import Answer
+    from planish.runtime.classify import Classification
+    from planish.runtime.fill import Filled
     from planish.runtime.integrity import verify
+    from planish.runtime.loader import load
+    from planish.runtime.manifest import Manifest, read_manifest, update_manifest, write_manifest
+    from planish.runtime.model import Model
+    from planish.runtime.tag import Entity
 
-__all__ = ["Manifest", "read_manifest", "update_manifest", "verify", "write_manifest"]
+__all__ = [
+    "Answer",
+    "Classification",
+    "Entity",
+    "Filled",
+    "Manifest",
+    "Model",
+    "load",
+    "read_manifest",
+    "update_manifest",
+    "verify",
+    "write_manifest",
+]
 
 _HOMES = {
+    "Answer": "answer",
+    "Classification": "classify",
+    "Entity": "tag",
+    "Filled": "fill",
     "Manifest": "manifest",
+    "Model": "model",
+    "load": "loader",
     "read_manifest": "manifest",
     "update_manifest": "manifest",
     "verify": "integrity",

@@ -1,8 +1,8 @@
 """JSON objects into frozen dataclasses: the type hints are the schema.
 
 Understood hints: ``str``, ``int``, ``float``, ``bool``, ``Any``, ``X | None``, ``Literal[...]``, ``tuple[X, ...]``,
-``Mapping[str, X]``, unions of simple types, and dataclasses. Unknown keys are refused with the nearest known one; a bool
-is not an int.
+``Mapping[str, X]``, unions of simple types, and dataclasses. Unknown keys are refused with the nearest known one; a
+bool is not an int.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Verify: a bundle is what its manifest says, file by file, before anything in it is opened.
 
-This finds damage, mistakes, and files swapped in; it does not prove who wrote the bundle: whoever can write the manifest
-can write a consistent one. External data of an ONNX model is covered without reading the model: its bytes are fixed by
-its digest, every file beside it by its own, links are refused, and ONNX Runtime refuses paths that leave its folder.
+This finds damage, mistakes, and files swapped in; it does not prove who wrote the bundle: whoever can write the
+manifest can write a consistent one. External data of an ONNX model is covered without reading the model: its bytes are
+fixed by its digest, every file beside it by its own, links are refused, and ONNX Runtime refuses paths that leave the
+model's folder.
 """
 
 from __future__ import annotations

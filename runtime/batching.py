@@ -1,0 +1,73 @@
+"""Many pieces of text through an engine: sorted by length, so that little of a batch is padding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planish.errors import BundleError, RequestError
+from planish.runtime.engine import Engine
+from planish.runtime.pieces import Piece
+
+__all__ = ["Row", "batches", "forward", "pad"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the model said about one piece: its outputs without padding, ``index`` its place among the pieces."""
+
+    index: int
+    outputs: dict[str, NDArray[Any]]
+
+
+def batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Indices in batches of at most ``batch_size``, longest first, so that a lack of memory shows at once.
+
+    >>> batches([3, 9, 4], 2)
+    [[1, 2], [0]]
+    """
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise RequestError("batch_size of at least 1", repr(batch_size), "32 is a good start")
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def pad(pieces: Sequence[Piece], pad_token_id: int) -> dict[str, NDArray[np.int64]]:
+    """``input_ids``, ``attention_mask`` and ``token_type_ids``, int64 [pieces, longest], padded on the right."""
+    shape = (len(pieces), max(len(piece) for piece in pieces))
+    ids = np.full(shape, pad_token_id, dtype=np.int64)
+    mask = np.zeros(shape, dtype=np.int64)
+    types = np.zeros(shape, dtype=np.int64)
+    for row, piece in enumerate(pieces):
+        length = len(piece)
+        ids[row, :length] = piece.ids
+        mask[row, :length] = 1
+        types[row, :length] = piece.type_ids
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+
+
+def forward(engine: Engine, pieces: Sequence[Piece], pad_token_id: int, batch_size: int) -> Iterator[Row]:
+    """Runs all pieces and yields a row for each, batch by batch, not in the order of the pieces.
+
+    Outputs with a sequence axis are cut to the piece's length. Raises BundleError when an output is not finite.
+    """
+    for batch in batches([len(piece) for piece in pieces], batch_size):
+        inputs = pad([pieces[index] for index in batch], pad_token_id)
+        outputs = engine.run({name: array for name, array in inputs.items() if name in engine.input_names})
+        width = inputs["input_ids"].shape[1]
+        for name, array in outputs.items():
+            if not np.isfinite(array).all():
+                raise BundleError(
+                    f"finite numbers in {name}", "NaN or infinity", "run `planish verify`, then export again"
+                )
+        sequence = {info.name for info in engine.dialect.outputs if info.shape[1:2] == ("sequence",)}
+        for row, index in enumerate(batch):
+            cut = {
+                name: array[row, : len(pieces[index])] if name in sequence and array.shape[1] == width else array[row]
+                for name, array in outputs.items()
+            }
+            yield Row(index, cut)
