@@ -34,8 +34,9 @@ class Detection:
         return self.matches[0].profile if self.matches else None
 
     def to_json(self) -> dict[str, Any]:
-        """Lists and dicts only; ``profile`` and ``unseen`` always there."""
-        return {**bare(asdict(self)), "profile": self.profile, "unseen": list(self.unseen)}
+        """Lists and dicts only; ``profile``, ``gpus``, ``matches`` and ``unseen`` are there even when empty."""
+        lists = {"gpus": bare([asdict(gpu) for gpu in self.gpus]), "matches": [asdict(one) for one in self.matches]}
+        return {**bare(asdict(self)), **lists, "profile": self.profile, "unseen": list(self.unseen)}
 
 
 def detect(root: Path = Path("/"), *, nvml: Any | None = None, jtop: Any | None = None) -> Detection:
