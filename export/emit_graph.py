@@ -1,0 +1,127 @@
+"""A graph under construction whose weights go straight to disk.
+
+Weights are appended to the external data file the moment they are emitted, so that the graph holds offsets, never tensors: peak
+memory is one tensor. ONNX Runtime maps the file, so the pages of a weight that it repacks are given back after loading.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+__all__ = ["CONTRIB", "INLINE_BYTES", "EmitGraph"]
+
+Array = NDArray[Any]
+
+CONTRIB = "com.microsoft"
+INLINE_BYTES = 1024
+"""Smaller tensors stay in the model file, where shape inference can read them."""
+
+_ALIGNMENT = 4096  # pages: what one weight touches is not shared with the next
+
+
+class EmitGraph:
+    """Nodes, small constants and streamed weights of one model; a context manager that closes the data file.
+
+    ``folder`` receives ``model.onnx`` and ``model.onnx.data``.
+    """
+
+    def __init__(self, folder: Path, *, opset: int) -> None:
+        self.folder = folder
+        self.opset = opset
+        self.inputs: list[ir.Value] = []
+        self.outputs: list[ir.Value] = []
+        self._tape = ir.tape.Tape()
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
+        self._data_name = "model.onnx.data"
+        self._data = (folder / self._data_name).open("wb")
+
+    def __enter__(self) -> EmitGraph:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._data.close()
+
+    def input(self, name: str, dtype: str, shape: tuple[int | str, ...]) -> ir.Value:
+        """Declare a graph input; ``dtype`` as numpy names it."""
+        value = ir.val(name, dtype=ir.DataType.from_numpy(np.dtype(dtype)), shape=shape)
+        self.inputs.append(value)
+        return value
+
+    def output(self, value: ir.Value, name: str, dtype: str, shape: tuple[int | str, ...]) -> None:
+        """Declare ``value`` a graph output under ``name``."""
+        value.name = name
+        value.type = ir.TensorType(ir.DataType.from_numpy(np.dtype(dtype)))
+        value.shape = ir.Shape(shape)
+        self.outputs.append(value)
+
+    def overridable(self, name: str, default: Array) -> ir.Value:
+        """An input with a default: an initializer that callers may feed and need not know of."""
+        value = self._tape.initializer(ir.tensor(default, name=name))
+        self.inputs.append(value)
+        return value
+
+    def op(self, kind: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> ir.Value:
+        """A node with one output."""
+        return self._tape.op(kind, list(inputs), attributes, domain=domain)
+
+    def ops(self, kind: str, outputs: int, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> Any:
+        """A node with several outputs."""
+        return self._tape.op_multi_out(kind, list(inputs), attributes, num_outputs=outputs, domain=domain)
+
+    def constant(self, value: Any, dtype: str = "int64") -> ir.Value:
+        """A small constant, stored once however often it is used."""
+        array = np.asarray(value, dtype=dtype)
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._constants:
+            name = f"constant_{len(self._constants)}"
+            self._constants[key] = self._tape.initializer(ir.tensor(array, name=name))
+        return self._constants[key]
+
+    def weight(self, name: str, array: Array) -> ir.Value:
+        """A weight: appended to the data file now, forgotten here."""
+        array = np.ascontiguousarray(array)
+        if array.nbytes < INLINE_BYTES:
+            return self._tape.initializer(ir.tensor(array, name=name))
+        offset = -(-self._data.tell() // _ALIGNMENT) * _ALIGNMENT if array.nbytes >= _ALIGNMENT else self._data.tell()
+        self._data.seek(offset)
+        array.tofile(self._data)
+        tensor = ir.ExternalTensor(
+            self._data_name,
+            offset,
+            array.nbytes,
+            ir.DataType.from_numpy(array.dtype),
+            shape=ir.Shape(array.shape),
+            name=name,
+            base_dir=self.folder,
+        )
+        return self._tape.initializer(tensor)
+
+    def half(self, name: str, array: Array) -> ir.Value:
+        """A float32 weight kept as float16 if that loses nothing; the cast back is folded when a session loads."""
+        narrow = array.astype(np.float16)
+        if not np.array_equal(narrow.astype(np.float32), array):
+            return self.weight(name, array)
+        return self.op("Cast", self.weight(f"{name}.half", narrow), to=int(ir.DataType.FLOAT))
+
+    def save(self) -> tuple[str, ...]:
+        """Write ``model.onnx``; returns the file names, the model first."""
+        self._data.flush()
+        graph = ir.Graph(
+            self.inputs,
+            self.outputs,
+            nodes=self._tape.nodes,
+            initializers=self._tape.initializers,
+            opset_imports={"": self.opset, CONTRIB: 1},
+            name="decoder",
+        )
+        model = ir.Model(graph, ir_version=10, producer_name="planish")
+        ir.save(model, str(self.folder / "model.onnx"))
+        return ("model.onnx", self._data_name) if self._data.tell() else ("model.onnx",)
