@@ -243,6 +243,8 @@ def update_manifest(bundle_dir: str | os.PathLike[str], **changes: Any) -> Manif
 
 
 def _write(root: Path, raw: dict[str, Any]) -> Manifest:
+    # Decoded once before it is signed, so that optional keys are written too and the file is complete.
+    raw = decode(Manifest, {**raw, "digest": ""}, MANIFEST).to_json()
     try:
         raw["digest"] = _digest(raw)
         data = canonical(raw)

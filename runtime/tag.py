@@ -15,6 +15,7 @@ from planish.errors import RequestError, nearest
 
 __all__ = ["AGGREGATIONS", "Entity", "Token", "entities"]
 
+ENDING = ("E", "L", "S", "U")
 AGGREGATIONS = ("simple", "first", "average", "max", "none")
 Scores = NDArray[np.float64]
 
@@ -83,8 +84,8 @@ def _groups(units: Sequence[Token], labels: Sequence[str]) -> Iterator[list[Toke
     group: list[Token] = []
     last = ("", "")
     for unit in units:
-        prefix, name = _split(labels[int(unit.scores.argmax())])
-        ends = last[0] in ("E", "L", "S", "U")
+        prefix, name = _split(labels[int(unit.scores.argmax())], labels)
+        ends = last[0] in ENDING
         if group and (name != last[1] or prefix in ("B", "S", "U") or ends):
             yield group
             group = []
@@ -95,17 +96,19 @@ def _groups(units: Sequence[Token], labels: Sequence[str]) -> Iterator[list[Toke
 
 
 def _entity(text: str, group: Sequence[Token], labels: Sequence[str]) -> Entity:
-    _, name = _split(labels[int(group[0].scores.argmax())])
+    _, name = _split(labels[int(group[0].scores.argmax())], labels)
     score = float(np.mean([unit.scores.max() for unit in group]))
     start, end = group[0].start, group[-1].end
     return Entity(name, score, start, end, text[start:end])
 
 
-def _split(label: str) -> tuple[str, str]:
-    """Prefix and name: B-PER is ("B", "PER"), a plain label is an inside one.
+def _split(label: str, labels: Sequence[str]) -> tuple[str, str]:
+    """Prefix and name: B-PER is ("B", "PER"), a plain label is an inside one; E-MAIL is plain where no B-MAIL is.
 
-    >>> _split("B-PER"), _split("LOC"), _split("X-RAY")
-    (('B', 'PER'), ('I', 'LOC'), ('I', 'X-RAY'))
+    >>> _split("B-PER", []), _split("LOC", []), _split("E-MAIL", ["E-MAIL"]), _split("E-LOC", ["B-LOC", "E-LOC"])
+    (('B', 'PER'), ('I', 'LOC'), ('I', 'E-MAIL'), ('E', 'LOC'))
     """
     prefix, dash, name = label.partition("-")
-    return (prefix, name) if dash and prefix in ("B", "I", "E", "L", "S", "U") else ("I", label)
+    if dash and (prefix in ("B", "I") or (prefix in ENDING and f"B-{name}" in labels)):
+        return prefix, name
+    return "I", label
