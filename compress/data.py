@@ -1,0 +1,92 @@
+"""Calibration text: the built-in one, a ``.txt``, or a ``.jsonl`` with a field "text"; cut into windows of tokens."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from planish import recipes
+from planish.compress.recipe import Data
+from planish.errors import DataError
+
+__all__ = ["read_texts", "token_windows"]
+
+
+def read_texts(source: str, folder: Path) -> list[str]:
+    """Texts of a calibration source; a relative path is looked up from ``folder``.
+
+    Raises:
+        DataError: no such file, not UTF-8, or a bad line (named by number).
+    """
+    if source == "builtin":
+        return [recipes.text("calibrate")]
+    path = folder / source
+    if path.suffix not in (".txt", ".jsonl"):
+        raise DataError("'builtin' or a .txt or .jsonl file", source, "name such a file under data.source")
+    try:
+        content = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise DataError(f"calibration text at {path}", "nothing there", "check data.source in the recipe") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"UTF-8 text at {path}", str(error)[:120], "convert the file") from None
+    texts = [content] if path.suffix == ".txt" else _rows(content, path)
+    if not any(text.strip() for text in texts):
+        raise DataError(f"text in {path}", "none", "put text into it")
+    return texts
+
+
+def _rows(content: str, path: Path) -> list[str]:
+    texts = []
+    for number, line in enumerate(content.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"JSON in {path}, line {number}", str(error)[:120], "correct that line") from None
+        text = row.get("text") if isinstance(row, dict) else None
+        if not isinstance(text, str):
+            got = f"keys {sorted(row)}"[:120] if isinstance(row, dict) else type(row).__name__
+            raise DataError(f"an object with a string 'text' in {path}, line {number}", got, "correct that line")
+        texts.append(text)
+    return texts
+
+
+def token_windows(data: Data, folder: Path, tokenizer: Any, max_length: int | None) -> torch.Tensor:
+    """Windows of tokens, int64 ``[samples, sequence_length]``, without padding; the same for the same seed.
+
+    The texts are tokenized one after the other into one stream and cut; ``samples`` of the cuts are drawn with the seed.
+    Tokens a tokenizer puts around every text ([CLS] and [SEP]) stand around every window. Fewer windows than asked are
+    taken as they are; windows are shortened to ``max_length``, the model's limit.
+
+    Raises:
+        DataError: not one window's worth of text.
+    """
+    length = min(data.sequence_length, max_length or data.sequence_length)
+    before, after = _frame(tokenizer)
+    inner = length - len(before) - len(after)
+    stream = [token for text in read_texts(data.source, folder) for token in _encode(tokenizer, text)]
+    starts = range(0, len(stream) - inner + 1, inner)
+    if inner < 1 or not starts:
+        expected = f"at least one window of {length} tokens in data.source {data.source!r}"
+        raise DataError(expected, f"{len(stream)} tokens", "lower data.sequence_length or give more text")
+    chosen = random.Random(data.seed).sample(starts, min(data.samples, len(starts)))
+    return torch.tensor([before + stream[start : start + inner] + after for start in chosen], dtype=torch.int64)
+
+
+def _encode(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"])
+
+
+def _frame(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The tokens put before and after every text."""
+    plain = _encode(tokenizer, "a")
+    framed = list(tokenizer("a")["input_ids"])
+    for start in range(len(framed) - len(plain) + 1):
+        if framed[start : start + len(plain)] == plain:
+            return framed[:start], framed[start + len(plain) :]
+    return [], []

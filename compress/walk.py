@@ -1,0 +1,104 @@
+"""The walk over a model's linear layers: which there are, what part they play, and their weights as ``[out, in]``.
+
+Nothing here knows a model family by name. The number of blocks comes from optimum's normalized configs, the blocks are the
+``ModuleList`` of that length, the tables come from ``get_input_embeddings`` / ``get_output_embeddings``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from optimum.utils import NormalizedConfigManager
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from planish.errors import CheckpointError
+
+__all__ = ["Kind", "Layer", "Role", "find_blocks", "head_is_tied", "normalized", "walk"]
+
+Kind = Literal["linear", "conv1d", "embedding"]
+Role = Literal["body", "head", "embedding", "other"]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One linear or embedding layer.
+
+    ``role``: *body* = inside a block; *embedding* = the token table; *head* = the projection onto the vocabulary;
+    *other* = the rest (poolers, classifiers, projections between embedding and blocks).
+    """
+
+    name: str
+    module: nn.Module
+    kind: Kind
+    role: Role
+    block: int | None
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The weight as ``[out, in]`` (an embedding: ``[rows, width]``), a view of the parameter's memory."""
+        parameter: torch.Tensor = self.module.weight.data  # type: ignore[union-attr,assignment]
+        return parameter.t() if self.kind == "conv1d" else parameter
+
+    def set_weight(self, weight: torch.Tensor) -> None:
+        """Overwrite the weight in place with ``[out, in]`` values."""
+        self.weight.copy_(weight)
+
+
+def normalized(config: Any) -> Any:
+    """optimum's normalized view of ``config``: ``num_layers``, ``hidden_size``, ``num_attention_heads``, ``vocab_size``.
+
+    Raises:
+        CheckpointError: optimum does not know the model type.
+    """
+    try:
+        return NormalizedConfigManager.get_normalized_config_class(config.model_type)(config)
+    except KeyError:
+        raise CheckpointError("a model type optimum knows", repr(config.model_type), "convert the checkpoint") from None
+
+
+def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """Name and list of the transformer blocks.
+
+    Raises:
+        CheckpointError: no ``ModuleList`` is as long as the config has layers.
+    """
+    count = normalized(model.config).num_layers
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count and _kind(module[0]) is None:
+            return name, module
+    raise CheckpointError(f"a list of {count} blocks in the model", "none", "check num_hidden_layers in config.json")
+
+
+def head_is_tied(model: Any) -> bool:
+    """Whether the projection onto the vocabulary is the token table itself."""
+    head = model.get_output_embeddings()
+    return head is not None and getattr(head, "weight", None) is model.get_input_embeddings().weight
+
+
+def walk(model: Any) -> Iterator[Layer]:
+    """All linear, Conv1D and embedding layers in the model's order; of embeddings only the token table."""
+    prefix, _ = find_blocks(model)
+    table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    for name, module in model.named_modules():
+        kind = _kind(module)
+        if kind is None or (kind == "embedding" and module is not table):
+            continue
+        block = int(name[len(prefix) + 1 :].split(".", 1)[0]) if name.startswith(prefix + ".") else None
+        role: Role = "other" if block is None else "body"
+        if module is table:
+            role = "embedding"
+        elif module is head:
+            role = "head"
+        yield Layer(name, module, kind, role, block)
+
+
+def _kind(module: nn.Module) -> Kind | None:
+    if type(module) is nn.Linear:
+        return "linear"
+    if isinstance(module, Conv1D):
+        return "conv1d"
+    return "embedding" if isinstance(module, nn.Embedding) else None

@@ -1,0 +1,147 @@
+"""Write a quantized checkpoint: built in a temporary sibling directory, synced, renamed into place."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from planish.compress.bench import Bench
+from planish.compress.checkpoint import Checkpoint
+from planish.compress.layout import layer_tensors, quantization_config
+from planish.compress.quiet import quiet
+from planish.compress.source import side_files
+from planish.errors import HostError, InputError
+
+__all__ = ["check_output", "disk_errors", "staging", "write_checkpoint", "write_json"]
+
+
+def check_output(output: str | Path) -> Path:
+    """The absolute output path, if a checkpoint may be written there.
+
+    Raises:
+        InputError: it exists and is not an empty directory, or its parent is not a directory.
+    """
+    path = Path(os.path.abspath(output))
+    if path.is_symlink() or (path.exists() and not (path.is_dir() and not any(path.iterdir()))):
+        raise InputError(f"an output path that is free: {path}", "something already there", "choose another -o")
+    if not path.parent.is_dir():
+        raise InputError(f"a directory at {path.parent}", "none", f"mkdir -p {path.parent}")
+    return path
+
+
+@contextlib.contextmanager
+def disk_errors(where: Path) -> Iterator[None]:
+    """Turn failures of the disk into :class:`HostError`."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+        fix = "free some space or choose another disk" if full else "check the folder's permissions"
+        raise HostError(f"to write under {where}", error.strerror or str(error), fix) from error
+    except SafetensorError as error:
+        raise HostError(
+            f"to write under {where}", str(error)[:200], "free some space or choose another disk"
+        ) from error
+
+
+@contextlib.contextmanager
+def staging(output: Path) -> Iterator[Path]:
+    """A temporary sibling of ``output`` that becomes it if the block succeeds, and is removed if it does not."""
+    with disk_errors(output.parent):
+        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
+    try:
+        with disk_errors(output.parent):
+            yield folder
+            _publish(folder)
+            os.rename(folder, output)
+            _sync(output.parent)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def write_checkpoint(bench: Bench, source: Checkpoint, folder: Path) -> None:
+    """Weights, config and everything that travels with them; ``folder`` exists and is empty."""
+    save_file(_tensors(bench), folder / "model.safetensors", metadata={"format": "pt"})
+    write_json(folder / "config.json", _config(bench, source))
+    if source.is_gguf:
+        with quiet():
+            source.tokenizer().save_pretrained(folder)
+            bench.model.generation_config.save_pretrained(folder)  # type: ignore[union-attr,operator]
+        return
+    for relative in side_files(source.folder):
+        (folder / relative).parent.mkdir(exist_ok=True)
+        shutil.copyfile(source.folder / relative, folder / relative)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Canonical JSON: sorted keys, UTF-8, no NaN."""
+    text = json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    path.write_text(text, encoding="utf-8")
+
+
+def _tensors(bench: Bench) -> dict[str, torch.Tensor]:
+    tensors: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, value in bench.model.state_dict().items():
+        owner, _, leaf = name.rpartition(".")
+        if leaf == "weight" and owner in bench.stored:
+            tensors.update(layer_tensors(owner, bench.stored[owner]))
+        elif value.data_ptr() not in seen or _untied(bench):
+            tensors[name] = value.contiguous() if value.data_ptr() not in seen else value.clone()
+            seen.add(value.data_ptr())
+    return _unshared(tensors)
+
+
+def _unshared(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Safetensors refuses tensors that share memory: a table and its tied head each get their own copy."""
+    seen: set[int] = set()
+    for name, value in tensors.items():
+        if value.data_ptr() in seen and value.numel():
+            tensors[name] = value.clone()
+        seen.add(value.data_ptr())
+    return tensors
+
+
+def _untied(bench: Bench) -> bool:
+    """Whether the checkpoint must hold table and head each by itself."""
+    return bench.tied and any(
+        layer.name in bench.stored for layer in bench.layers if layer.role in ("embedding", "head")
+    )
+
+
+def _config(bench: Bench, source: Checkpoint) -> dict[str, Any]:
+    config = {key: value for key, value in source.raw_config.items() if key != "torch_dtype"}
+    config["architectures"] = [source.architecture]
+    config["dtype"] = "float32"
+    if _untied(bench):
+        config["tie_word_embeddings"] = False
+    if bench.stored:
+        config["quantization_config"] = quantization_config(bench)
+    return config
+
+
+def _publish(folder: Path) -> None:
+    """Give every file the usual permissions (temporary ones are private) and push it to the disk."""
+    for path in [*folder.rglob("*"), folder]:
+        path.chmod(0o755 if path.is_dir() else 0o644)
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
