@@ -46,16 +46,22 @@ def as_ours(error: Exception) -> Exception:
     if isinstance(error, PlanishError):
         return error
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return HostError("room on the disk", f"{error.strerror}: {error.filename or 'output'}", "free space and run again")
+        return HostError(
+            "room on the disk", f"{error.strerror}: {error.filename or 'output'}", "free space and run again"
+        )
     if isinstance(error, FileNotFoundError):
         return InputError("an existing file", f"nothing at {error.filename}", "check the path")
     if isinstance(error, PermissionError):
-        return InputError("a path we may use", f"no permission for {error.filename}", "check the owner or choose another")
+        return InputError(
+            "a path we may use", f"no permission for {error.filename}", "check the owner or choose another"
+        )
     if isinstance(error, ModuleNotFoundError) and error.name:
         top = error.name.split(".")[0]
         extra = EXTRAS.get(top)
         if extra:
-            return HostError(f"package {top!r} for this command", "it is not installed", f"pip install 'planish[{extra}]'")
+            return HostError(
+                f"package {top!r} for this command", "it is not installed", f"pip install 'planish[{extra}]'"
+            )
     if isinstance(error, MemoryError):
         return HostError("enough memory", "none left", "close other programs or take a smaller batch")
     return error

@@ -70,4 +70,8 @@ def one_line(result: Any) -> str:
     """One classification, entity, token or answer in a line."""
     if not isinstance(result, dict):
         return str(result)
-    return "  ".join(f"{key}={value:.4f}" if isinstance(value, float) else f"{key}={value}" for key, value in result.items() if value is not None)
+    return "  ".join(
+        f"{key}={value:.4f}" if isinstance(value, float) else f"{key}={value}"
+        for key, value in result.items()
+        if value is not None
+    )

@@ -26,7 +26,9 @@ def verify(bundle: Path, as_json: bool) -> None:
     say.answer(
         {"bundle": str(bundle), "digest": manifest.digest, "files": len(manifest.files), "bytes": total},
         as_json=as_json,
-        lines=[f"{bundle}: {len(manifest.files)} files, {say.megabytes(total)}, all as the manifest says ({manifest.digest})"],
+        lines=[
+            f"{bundle}: {len(manifest.files)} files, {say.megabytes(total)}, all as the manifest says ({manifest.digest})"
+        ],
     )
 
 
@@ -41,18 +43,29 @@ def inspect(path: Path, as_json: bool) -> None:
     say.answer({"path": str(path), **facts}, as_json=as_json, lines=list(lines_of(facts)))
 
 
-def lines_of(facts: Any, indent: str = "") -> list[str]:
-    """Nested facts as indented ``key: value`` lines."""
+def lines_of(facts: dict[str, Any], indent: str = "") -> list[str]:
+    """Nested facts as indented ``key: value`` lines; long lists are counted, ``--json`` has them whole."""
     lines = []
-    items = facts.items() if isinstance(facts, dict) else enumerate(facts)
-    for key, value in items:
-        if isinstance(value, (dict, list)) and value and not all(isinstance(v, (int, str)) for v in value if isinstance(value, list)):
+    for key, value in facts.items():
+        if isinstance(value, dict) and value:
+            lines += [f"{indent}{key}:", *lines_of(value, indent + "  ")]
+        elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
             lines.append(f"{indent}{key}:")
-            lines.extend(lines_of(value, indent + "  "))
+            for item in value:
+                first, *rest = lines_of(item, indent + "    ")
+                lines += [f"{indent}  - {first.lstrip()}", *rest]
         else:
-            shown = ", ".join(map(str, value)) if isinstance(value, list) else value
-            lines.append(f"{indent}{key}: {shown}")
+            lines.append(f"{indent}{key}: {shown(value)}")
     return lines
+
+
+def shown(value: Any) -> str:
+    """A scalar or a flat list in a line."""
+    if value is None or value in ([], {}):
+        return "none"
+    if isinstance(value, list):
+        return f"{len(value)} values (--json lists them)" if len(value) > 24 else ", ".join(map(str, value))
+    return str(value)
 
 
 @click.group()

@@ -15,15 +15,27 @@ DEFAULT_PROFILE = "cpu-x86-avx512-vnni"
 
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object, the last line of stdout.")
 recipe_option = click.option("--recipe", "-r", required=True, help="A shipped recipe's name, or a YAML file.")
-profile_option = click.option("--profile", "-p", default=DEFAULT_PROFILE, show_default=True, help="The device's profile: a name or a YAML file.")
-output_option = click.option(
-    "--output", "-o", required=True, type=click.Path(path_type=Path), help="Where to write; must not exist, or be empty."
+profile_option = click.option(
+    "--profile", "-p", default=DEFAULT_PROFILE, show_default=True, help="The device's profile: a name or a YAML file."
 )
-trust_option = click.option("--trust-remote-code", is_flag=True, help="Run Python code that comes with a hub model. Off.")
-task_option = click.option("--task", help="feature-extraction, text-classification, ...; default: what the checkpoint's config says.")
+output_option = click.option(
+    "--output",
+    "-o",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Where to write; must not exist, or be empty.",
+)
+trust_option = click.option(
+    "--trust-remote-code", is_flag=True, help="Run Python code that comes with a hub model. Off."
+)
+task_option = click.option(
+    "--task", help="feature-extraction, text-classification, ...; default: what the checkpoint's config says."
+)
 opset_option = click.option("--opset", default=21, show_default=True, help="ONNX opset of the graph.")
 atol_option = click.option(
-    "--atol", type=float, help="Largest difference from the checkpoint that export accepts; loosening it is written in the manifest."
+    "--atol",
+    type=float,
+    help="Largest difference from the checkpoint that export accepts; loosening it is written in the manifest.",
 )
 
 
@@ -43,7 +55,11 @@ def compress(model: str, recipe: str, output: Path, trust_remote_code: bool, as_
     say.answer(
         {"checkpoint": str(made.path), "receipts": receipts},
         as_json=as_json,
-        lines=[*(receipt_line(receipt) for receipt in receipts), f"checkpoint: {made.path}", f"next: planish export {made.path} -o BUNDLE"],
+        lines=[
+            *(receipt_line(receipt) for receipt in receipts),
+            f"checkpoint: {made.path}",
+            f"next: planish export {made.path} -o BUNDLE",
+        ],
     )
 
 
@@ -63,17 +79,25 @@ def receipt_line(receipt: dict[str, Any]) -> str:
 @opset_option
 @atol_option
 @json_option
-def export(checkpoint: str, profile: str, output: Path, task: str | None, opset: int, atol: float | None, as_json: bool) -> None:
+def export(
+    checkpoint: str, profile: str, output: Path, task: str | None, opset: int, atol: float | None, as_json: bool
+) -> None:
     """Turn CHECKPOINT, quantized or float, into a verified bundle."""
     from planish import export as half
 
     with say.progress_bar(quiet=as_json) as progress:
-        made = half.export(Path(checkpoint), output, profile=profile, task=task, opset=opset, atol=atol, progress=progress)
+        made = half.export(
+            Path(checkpoint), output, profile=profile, task=task, opset=opset, atol=atol, progress=progress
+        )
     parity = {name: report.max_abs_error for name, report in made.manifest.parity.items()}
     say.answer(
         {"bundle": str(made.path), "digest": made.manifest.digest, "parity": made.manifest.to_json()["parity"]},
         as_json=as_json,
-        lines=[f"bundle: {made.path}", f"largest difference from the checkpoint: {parity}", f'next: planish run {made.path} "some text"'],
+        lines=[
+            f"bundle: {made.path}",
+            f"largest difference from the checkpoint: {parity}",
+            f'next: planish run {made.path} "some text"',
+        ],
     )
 
 
@@ -85,8 +109,14 @@ def export(checkpoint: str, profile: str, output: Path, task: str | None, opset:
 @task_option
 @opset_option
 @atol_option
-@click.option("--data", type=click.Path(path_type=Path), help="JSONL with labels, or .txt, to judge on; default: built-in text, without labels.")
-@click.option("--max-loss", type=float, default=0.5, show_default=True, help="Largest loss of the task metric, in points.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="JSONL with labels, or .txt, to judge on; default: built-in text, without labels.",
+)
+@click.option(
+    "--max-loss", type=float, default=0.5, show_default=True, help="Largest loss of the task metric, in points."
+)
 @click.option("--keep-checkpoint", type=click.Path(path_type=Path), help="Also keep the quantized checkpoint, here.")
 @click.option("--no-latency", is_flag=True, help="Judge accuracy alone.")
 @click.option("--seconds", default=30.0, show_default=True, help="Time the latency comparison may take.")
@@ -110,7 +140,9 @@ def ship(as_json: bool, **options: Any) -> int:
 
 
 @click.command()
-@click.option("--output", "-o", type=click.Path(path_type=Path), help="Keep the two bundles here; default: a temporary folder.")
+@click.option(
+    "--output", "-o", type=click.Path(path_type=Path), help="Keep the two bundles here; default: a temporary folder."
+)
 @click.option("--only", type=click.Choice(["bert", "gpt"]), help="One of the two models.")
 @json_option
 def demo(output: Path | None, only: str | None, as_json: bool) -> int:

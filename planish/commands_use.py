@@ -15,7 +15,9 @@ __all__ = ["bench", "gate", "run"]
 
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object, the last line of stdout.")
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
-threads_option = click.option("--threads", type=click.IntRange(1), help="Threads of the engine; default: the physical cores.")
+threads_option = click.option(
+    "--threads", type=click.IntRange(1), help="Threads of the engine; default: the physical cores."
+)
 
 
 @click.command()
@@ -66,7 +68,9 @@ def stream_out(model: Any, prompt: str, options: dict[str, Any]) -> None:
 @click.option("--seconds", default=20.0, show_default=True, help="Time to spend.")
 @threads_option
 @json_option
-def bench(bundles: tuple[Path, ...], shapes: tuple[str, ...], seconds: float, threads: int | None, as_json: bool) -> None:
+def bench(
+    bundles: tuple[Path, ...], shapes: tuple[str, ...], seconds: float, threads: int | None, as_json: bool
+) -> None:
     """Measure BUNDLES: latency and throughput; several are interleaved and given as ratios to the first."""
     from planish import gate as half
 
@@ -91,8 +95,14 @@ def shape_of(text: str) -> tuple[int, int]:
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--baseline", "-b", required=True, type=click.Path(path_type=Path), help="The bundle to compare with.")
-@click.option("--data", type=click.Path(path_type=Path), help="JSONL with labels, or .txt; default: built-in text, without labels.")
-@click.option("--max-loss", type=float, default=0.5, show_default=True, help="Largest loss of the task metric, in points.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="JSONL with labels, or .txt; default: built-in text, without labels.",
+)
+@click.option(
+    "--max-loss", type=float, default=0.5, show_default=True, help="Largest loss of the task metric, in points."
+)
 @click.option("--no-latency", is_flag=True, help="Judge accuracy alone.")
 @click.option("--seconds", default=60.0, show_default=True, help="Time the latency comparison may take.")
 @threads_option

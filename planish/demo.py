@@ -51,7 +51,9 @@ def run_demo(output: Path | None, *, only: str | None = None, progress: Progress
 def package_file(package: str, inside: str, install: str) -> Path:
     """A file or folder inside an installed package."""
     spec = importlib.util.find_spec(package)
-    path = Path(next(iter(spec.submodule_search_locations))) / inside if spec and spec.submodule_search_locations else None
+    path = (
+        Path(next(iter(spec.submodule_search_locations))) / inside if spec and spec.submodule_search_locations else None
+    )
     if path is None or not path.exists():
         raise HostError(f"the demo's model in package {package}", "it is not installed", f"pip install {install}")
     return path
@@ -69,7 +71,9 @@ def show_bert(source: Path, scratch: Path, place: Path, shown: Demonstration, pr
     """MiniLM: INT8 with per-token activations, judged by the cosine of its sentence vectors to the parent's."""
     from planish import runtime
 
-    shipped = ship(str(source), "int8", place / "minilm.bundle", keep_parent=place / "minilm-parent.bundle", progress=progress)
+    shipped = ship(
+        str(source), "int8", place / "minilm.bundle", keep_parent=place / "minilm-parent.bundle", progress=progress
+    )
     texts = ("A planishing hammer smooths metal.", "Sheet metal is made thin and smooth.", "Call me Ishmael.")
     with runtime.load(shipped.path) as model:
         vectors = model.embed(list(texts))
@@ -84,7 +88,13 @@ def show_gpt(source: Path, scratch: Path, place: Path, shown: Demonstration, pro
     from planish.compress import off_grid_checkpoint
 
     checkpoint = off_grid_checkpoint(source, scratch / "smollm2")
-    shipped = ship(str(checkpoint), "int4", place / "smollm2.bundle", keep_parent=place / "smollm2-parent.bundle", progress=progress)
+    shipped = ship(
+        str(checkpoint),
+        "int4",
+        place / "smollm2.bundle",
+        keep_parent=place / "smollm2-parent.bundle",
+        progress=progress,
+    )
     prompt = "The capital of France is"
     with runtime.load(shipped.path) as model:
         shown.samples.append(f"SmolLM2: {prompt}{model.generate(prompt, max_new_tokens=16).text}")

@@ -28,9 +28,16 @@ def describe_bundle(path: Path) -> dict[str, Any]:
     manifest = runtime.verify(path)
     told = manifest.to_json()
     files = {name: entry["size"] for name, entry in told.pop("files").items()}
-    told["bytes"] = {"total": sum(files.values()), "onnx": sum(size for name, size in files.items() if name.startswith("onnx/"))}
+    told["bytes"] = {
+        "total": sum(files.values()),
+        "onnx": sum(size for name, size in files.items() if name.startswith("onnx/")),
+    }
     told["largest_files"] = dict(sorted(files.items(), key=lambda item: -item[1])[:5])
-    return {"kind": "bundle", "digest": manifest.digest, **{key: value for key, value in told.items() if key != "digest"}}
+    return {
+        "kind": "bundle",
+        "digest": manifest.digest,
+        **{key: value for key, value in told.items() if key != "digest"},
+    }
 
 
 def describe_checkpoint(path: Path) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def ship(
     work = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".work", dir=output.parent))
     try:
         checkpoint, parent, candidate = work / "checkpoint", work / "parent", work / "bundle"
-        source = compress.materialize(model, work / "source", trust_remote_code=trust_remote_code)
+        source = as_directory(model, work / "source", trust_remote_code)
         compress.compress(str(source), recipe, checkpoint, progress=progress, trust_remote_code=trust_remote_code)
         export.export(checkpoint, candidate, profile=profile, task=task, opset=opset, atol=atol, progress=progress)
         export.export(source, parent, profile=profile, task=task, opset=opset, progress=progress)
@@ -86,6 +86,18 @@ def ship(
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return Shipped(place, keep_parent, report)
+
+
+def as_directory(model: str, folder: Path, trust_remote_code: bool) -> Path:
+    """The directory of a checkpoint; a GGUF file is written out as one into ``folder``, so that compress and export read the same weights."""
+    from planish import compress
+
+    opened = compress.open_checkpoint(model, trust_remote_code)
+    if not opened.is_gguf:
+        return opened.path
+    opened.load_model().save_pretrained(folder)
+    opened.tokenizer().save_pretrained(folder)
+    return folder
 
 
 def refuse_existing(path: Path) -> None:

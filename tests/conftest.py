@@ -57,7 +57,9 @@ def movie_sentences() -> dict[str, list[tuple[str, int]]]:
         inner = outer.extractfile("vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz")
         assert inner is not None
         with tarfile.open(fileobj=io.BytesIO(inner.read())) as tar:
-            name = next(n for n in tar.getnames() if n.endswith("/movieReviewSnippets_GroundTruth.txt") and "/._" not in n)
+            name = next(
+                n for n in tar.getnames() if n.endswith("/movieReviewSnippets_GroundTruth.txt") and "/._" not in n
+            )
             member = tar.extractfile(name)
             assert member is not None
             lines = member.read().decode("utf-8", errors="replace").splitlines()

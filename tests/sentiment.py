@@ -17,7 +17,9 @@ __all__ = ["train_sentiment"]
 Rows = list[tuple[str, int]]
 
 
-def train_sentiment(minilm: Path, rows: Rows, output: Path, *, epochs: int = 2, batch: int = 32, rate: float = 1e-4) -> Path:
+def train_sentiment(
+    minilm: Path, rows: Rows, output: Path, *, epochs: int = 2, batch: int = 32, rate: float = 1e-4
+) -> Path:
     """Fine-tune on ``rows`` (text, 0 or 1) and save a checkpoint with labels negative/positive to ``output``."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_linear_schedule_with_warmup
 
@@ -53,7 +55,9 @@ def batches(rows: Rows, size: int, *, seed: int) -> Iterator[tuple[list[str], An
     """Shuffled batches of texts of like length (less padding), in shuffled order."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(rows), generator=generator).tolist()
-    pools = [sorted(order[i : i + size * 16], key=lambda row: len(rows[row][0])) for i in range(0, len(order), size * 16)]
+    pools = [
+        sorted(order[i : i + size * 16], key=lambda row: len(rows[row][0])) for i in range(0, len(order), size * 16)
+    ]
     groups = [pool[i : i + size] for pool in pools for i in range(0, len(pool), size)]
     for number in torch.randperm(len(groups), generator=generator).tolist():
         chosen = groups[number]

@@ -14,7 +14,10 @@ VOCABULARY = 1024
 DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2Config", {"n_embd": 128, "n_layer": 2, "n_head": 4, "n_positions": 256}),
     "qwen2": ("Qwen2Config", {"num_key_value_heads": 2, "max_position_embeddings": 256, "intermediate_size": 256}),
-    "qwen3": ("Qwen3Config", {"num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 256, "intermediate_size": 256}),
+    "qwen3": (
+        "Qwen3Config",
+        {"num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 256, "intermediate_size": 256},
+    ),
     "llama": ("LlamaConfig", {"num_key_value_heads": 2, "max_position_embeddings": 256, "intermediate_size": 256}),
     "opt": ("OPTConfig", {"ffn_dim": 256, "word_embed_proj_dim": 128, "max_position_embeddings": 256}),
     "gpt_neox": ("GPTNeoXConfig", {"intermediate_size": 256, "max_position_embeddings": 256}),
@@ -36,7 +39,10 @@ def byte_level_tokenizer(kind: str) -> Any:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=VOCABULARY,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(text().splitlines(), trainer)
     if kind == "roberta":
@@ -47,7 +53,9 @@ def byte_level_tokenizer(kind: str) -> Any:
             tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>", mask_token="<mask>",
             cls_token="<s>", sep_token="</s>", model_max_length=128,
         )  # fmt: skip
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|endoftext|>", eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<|endoftext|>", eos_token="<|endoftext|>", pad_token="<|endoftext|>"
+    )
 
 
 def tiny_decoder(family: str, output: Path, *, steps: int = 60) -> Path:
@@ -91,7 +99,10 @@ def save(model: Any, tokenizer: Any, output: Path) -> Path:
 ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("BertConfig", {**SHAPE, "intermediate_size": 256}),
     "distilbert": ("DistilBertConfig", {"dim": 128, "n_layers": 2, "n_heads": 4, "hidden_dim": 256}),
-    "roberta": ("RobertaConfig", {**SHAPE, "intermediate_size": 256, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}),
+    "roberta": (
+        "RobertaConfig",
+        {**SHAPE, "intermediate_size": 256, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2},
+    ),
     "mpnet": ("MPNetConfig", {**SHAPE, "intermediate_size": 256}),
     "electra": ("ElectraConfig", {**SHAPE, "intermediate_size": 256, "embedding_size": 64}),
 }
@@ -111,7 +122,9 @@ def tiny_encoder(family: str, task: str, output: Path, *, steps: int = 40) -> Pa
     torch.manual_seed(0)
     tokenizer = byte_level_tokenizer("roberta")
     name, options = ENCODERS[family]
-    config = getattr(transformers, name)(vocab_size=len(tokenizer), max_position_embeddings=130, **{"pad_token_id": 1, **options})
+    config = getattr(transformers, name)(
+        vocab_size=len(tokenizer), max_position_embeddings=130, **{"pad_token_id": 1, **options}
+    )
     if "classification" in task:
         config.id2label = {0: "short", 1: "long"}
         config.label2id = {"short": 0, "long": 1}

@@ -104,7 +104,9 @@ def test_output_that_exists(minilm: Path, tmp_path: Path) -> None:
 
 def test_jsonl_with_a_bad_line(minilm_bundle: Path, minilm_parent: Path, tmp_path: Path) -> None:
     (tmp_path / "data.jsonl").write_text('{"text": "good"}\n{"text": \n')
-    refused(planish("gate", minilm_bundle, "-b", minilm_parent, "--data", "data.jsonl", cwd=tmp_path), 2, "data.jsonl", "2")
+    refused(
+        planish("gate", minilm_bundle, "-b", minilm_parent, "--data", "data.jsonl", cwd=tmp_path), 2, "data.jsonl", "2"
+    )
 
 
 def test_json_says_the_error_too(tmp_path: Path) -> None:
@@ -146,7 +148,11 @@ def test_full_disk(minilm: Path, tmp_path: Path) -> None:
 def test_control_c_leaves_nothing(command: str, minilm: Path, tmp_path: Path) -> None:
     arguments = ["compress", str(minilm), "-r", "int8"] if command == "compress" else ["export", str(minilm)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "planish", *arguments, "-o", "out"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "planish", *arguments, "-o", "out"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     wait_for_work(process, tmp_path)
     process.send_signal(signal.SIGINT)

@@ -59,10 +59,14 @@ def test_padding_does_not_change_an_answer(minilm_bundle: Path) -> None:
     np.testing.assert_allclose(together, alone, atol=2e-3)
 
 
-def test_sentiment_ships_within_half_a_point(sentiment: Path, make: Any, movie_sentences: Sentences, tmp_path: Path) -> None:
+def test_sentiment_ships_within_half_a_point(
+    sentiment: Path, make: Any, movie_sentences: Sentences, tmp_path: Path
+) -> None:
     data = tmp_path / "test.jsonl"
     names = ["negative", "positive"]
-    data.write_text("".join(json.dumps({"text": text, "label": names[label]}) + "\n" for text, label in movie_sentences["test"]))
+    data.write_text(
+        "".join(json.dumps({"text": text, "label": names[label]}) + "\n" for text, label in movie_sentences["test"])
+    )
     bundle = make("sentiment.bundle", "ship", sentiment, "-r", "int8", "--data", data, "--seconds", "20")
     gates = json.loads((bundle / "manifest.json").read_text())["gates"]
     assert gates[0]["verdict"] == "pass"
@@ -77,7 +81,9 @@ def test_sentiment_ships_within_half_a_point(sentiment: Path, make: Any, movie_s
     assert accuracy[bundle] >= accuracy[parent] - 0.005
 
 
-def test_quantized_checkpoint_loads_in_transformers_and_is_what_was_exported(minilm_int8: Path, minilm_bundle: Path) -> None:
+def test_quantized_checkpoint_loads_in_transformers_and_is_what_was_exported(
+    minilm_int8: Path, minilm_bundle: Path
+) -> None:
     import torch
     from transformers import AutoModel, AutoTokenizer
 
@@ -92,5 +98,7 @@ def test_quantized_checkpoint_loads_in_transformers_and_is_what_was_exported(min
     real = inputs["attention_mask"].numpy().astype(bool)
     atol = bundle.manifest.parity["ort"].atol
     assert np.abs(got - expected)[real].max() <= atol
-    cosine = (got * expected)[real].sum(-1) / np.linalg.norm(got[real], axis=-1) / np.linalg.norm(expected[real], axis=-1)
+    cosine = (
+        (got * expected)[real].sum(-1) / np.linalg.norm(got[real], axis=-1) / np.linalg.norm(expected[real], axis=-1)
+    )
     assert cosine.min() >= 0.999

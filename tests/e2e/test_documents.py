@@ -37,11 +37,18 @@ def test_blocks_run(page: Path, tmp_path: Path) -> None:
             check_install_lines(block)
             continue
         done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", block], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
+            ["bash", "-euo", "pipefail", "-c", block],
+            cwd=tmp_path,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, f"{page.name}:\n{block}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     for block in blocks(page, "python"):
-        done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", block], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, f"{page.name}:\n{block}\n{done.stderr[-4000:]}"
 
 
@@ -58,9 +65,13 @@ def check_install_lines(block: str) -> None:
 
 
 def test_tree_in_the_readme_is_true() -> None:
-    tree = next(body for body in re.findall(r"^```\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S))
+    tree = next(
+        body for body in re.findall(r"^```\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+    )
     named = {line.split()[0].rstrip("/") for line in tree.splitlines() if line.strip()}
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
     folders = {name.split("/")[0] for name in tracked if "/" in name and not name.startswith(".")}
     assert named == folders
 
@@ -77,6 +88,8 @@ def test_every_command_is_in_the_readme_and_its_help_works() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for command in COMMANDS:
         assert re.search(rf"\b{command}\b", readme), f"README does not name {command}"
-        done = subprocess.run([sys.executable, "-m", "planish", command, "--help"], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-m", "planish", command, "--help"], capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr
         assert "Usage:" in done.stdout

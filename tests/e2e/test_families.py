@@ -14,7 +14,9 @@ from tests.tiny import DECODERS, ENCODERS, tiny_decoder, tiny_encoder
 
 
 def run_json(*arguments: str | Path) -> dict[str, Any]:
-    done = subprocess.run([sys.executable, "-m", "planish", *map(str, arguments), "--json"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "planish", *map(str, arguments), "--json"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return told
@@ -38,7 +40,12 @@ def test_encoders_ship_and_run(family: str, tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
     shipped = run_json("ship", model, "-r", "int8", "-o", bundle, "--no-latency")
     assert shipped["gate"]["verdict"] == "pass"
-    told = run_json("run", bundle, "A whale.", "And God created great whales, and the great ship sailed on over the wide and heaving sea for many a day.")
+    told = run_json(
+        "run",
+        bundle,
+        "A whale.",
+        "And God created great whales, and the great ship sailed on over the wide and heaving sea for many a day.",
+    )
     assert [scores[0]["label"] for scores in told["results"]] == ["short", "long"]
 
 

@@ -31,20 +31,26 @@ def test_int4_bundle_is_small_and_says_paris(smollm2_bundle: Path) -> None:
         assert "Paris" in model.generate("The capital of France is", max_new_tokens=8).text
 
 
-def test_gptq_keeps_the_perplexity(smollm2_bundle: Path, smollm2_round: Path, smollm2_parent: Path, judge_text: str) -> None:
+def test_gptq_keeps_the_perplexity(
+    smollm2_bundle: Path, smollm2_round: Path, smollm2_parent: Path, judge_text: str
+) -> None:
     """On text that was not calibrated on; the suite judges 8,192 tokens, `-m slow` 40,000."""
     check_perplexity(smollm2_bundle, smollm2_round, smollm2_parent, judge_text, 8_192)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_gptq_keeps_the_perplexity_on_40k_tokens(smollm2_bundle: Path, smollm2_round: Path, smollm2_parent: Path, judge_text: str) -> None:
+def test_gptq_keeps_the_perplexity_on_40k_tokens(
+    smollm2_bundle: Path, smollm2_round: Path, smollm2_parent: Path, judge_text: str
+) -> None:
     check_perplexity(smollm2_bundle, smollm2_round, smollm2_parent, judge_text, 40_000)
 
 
 def check_perplexity(bundle: Path, rounded: Path, parent: Path, text: str, tokens: int) -> None:
     gptq, plain, base = (perplexity(path, text, tokens) for path in (bundle, rounded, parent))
-    print(f"perplexity on {tokens} tokens: fp32 {base:.3f}, GPTQ {gptq:.3f} ({gptq / base:.4f}), rounding {plain:.3f} ({plain / base:.4f})")
+    print(
+        f"perplexity on {tokens} tokens: fp32 {base:.3f}, GPTQ {gptq:.3f} ({gptq / base:.4f}), rounding {plain:.3f} ({plain / base:.4f})"
+    )
     assert gptq <= 1.06 * base
     assert gptq - base <= 0.5 * (plain - base)
 
@@ -57,7 +63,9 @@ def test_bits_per_weight(smollm2_int4: Path) -> None:
     assert linear["bits_per_weight"] <= 4.7
 
 
-def test_int4_checkpoint_loads_in_transformers_and_is_what_was_exported(smollm2_int4: Path, smollm2_bundle: Path) -> None:
+def test_int4_checkpoint_loads_in_transformers_and_is_what_was_exported(
+    smollm2_int4: Path, smollm2_bundle: Path
+) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -68,7 +76,11 @@ def test_int4_checkpoint_loads_in_transformers_and_is_what_was_exported(smollm2_
         expected = model(ids).logits[0].numpy()
     with runtime.load(smollm2_bundle) as bundle:
         got = bundle.run(
-            {"input_ids": ids.numpy(), "attention_mask": np.ones_like(ids.numpy()), "logits_to_keep": np.array(0, dtype=np.int64)}
+            {
+                "input_ids": ids.numpy(),
+                "attention_mask": np.ones_like(ids.numpy()),
+                "logits_to_keep": np.array(0, dtype=np.int64),
+            }
         )["logits"][0]
         atol = bundle.manifest.parity["ort"].atol
     assert np.abs(got - expected).max() <= atol

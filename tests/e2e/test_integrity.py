@@ -17,7 +17,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def planish(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "planish", *map(str, arguments)], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "planish", *map(str, arguments)], capture_output=True, text=True, check=False
+    )
 
 
 @pytest.fixture(scope="module")
@@ -61,13 +63,26 @@ def tree_bytes(folder: Path) -> int:
 def test_base_install_is_bare(minilm_bundle: Path, tmp_path: Path) -> None:
     """A wheel in a fresh environment: what `pip install planish` puts on a device, and that it answers there."""
     built = subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path), str(ROOT)], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path), str(ROOT)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert built.returncode == 0, built.stderr
     venv.create(tmp_path / "env", with_pip=True)
     empty = tree_bytes(tmp_path / "env")
     python = tmp_path / "env" / "bin" / "python"
-    install = [str(python), "-m", "pip", "install", "-q", "--no-compile", "-c", str(ROOT / "constraints.txt"), str(next(tmp_path.glob("*.whl")))]
+    install = [
+        str(python),
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-compile",
+        "-c",
+        str(ROOT / "constraints.txt"),
+        str(next(tmp_path.glob("*.whl"))),
+    ]
     done = subprocess.run(install, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     grown = tree_bytes(tmp_path / "env") - empty
@@ -79,6 +94,8 @@ def test_base_install_is_bare(minilm_bundle: Path, tmp_path: Path) -> None:
         "print(v.shape, sorted({n.split('.')[0] for n in sys.modules} & {'torch', 'transformers', 'onnx', 'pydantic'}))\n"
     )
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    said = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+    said = subprocess.run(
+        [str(python), "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path, env=environment
+    )
     assert said.returncode == 0, said.stderr
     assert said.stdout.strip() == "(1, 384) []"

@@ -101,7 +101,13 @@ def test_every_module_has_a_docstring_and_an_export_list() -> None:
         for file in sources(half):
             tree = ast.parse(file.read_text(encoding="utf-8"))
             assert ast.get_docstring(tree), f"{half}/{file.name} says nothing of itself"
-            names = {target.id for node in tree.body if isinstance(node, ast.Assign) for target in node.targets if isinstance(target, ast.Name)}
+            names = {
+                target.id
+                for node in tree.body
+                if isinstance(node, ast.Assign)
+                for target in node.targets
+                if isinstance(target, ast.Name)
+            }
             assert "__all__" in names, f"{half}/{file.name} has no __all__"
 
 
