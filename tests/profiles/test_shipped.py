@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
+from planish import profiles
 from planish.profiles import Profile, load, names
 from planish.profiles.parsing import parse
 
@@ -109,3 +113,14 @@ def test_no_two_profiles_claim_the_same_device() -> None:
 def test_sources_are_documents_not_words() -> None:
     for profile in SHELF.values():
         assert all(len(source) > 15 and " " in source for source in profile.sources.values())
+
+
+def test_the_package_imports_no_yaml_until_a_profile_is_asked_for() -> None:
+    code = "import sys, planish.profiles as p, planish.profiles.host; assert 'yaml' not in sys.modules; p.load('t4')"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_every_public_name_is_there_and_no_other() -> None:
+    assert all(getattr(profiles, name) for name in profiles.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'lode'"):
+        profiles.lode  # noqa: B018

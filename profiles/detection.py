@@ -8,7 +8,7 @@ from typing import Any
 
 from .accelerators import BoardSeen, GpuSeen, read_board, read_gpus, with_jtop
 from .host import CpuSeen, MemorySeen, read_cpu, read_memory
-from .load import load, names
+from .loading import load, names
 from .match import Match, match
 from .schema import bare
 from .software import SoftwareSeen, read_software

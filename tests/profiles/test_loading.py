@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from planish.errors import ProfileError
 from planish.profiles import Profile, load, names
-from planish.profiles.load import MAX_BYTES, loads
+from planish.profiles.loading import MAX_BYTES, loads
 from planish.profiles.parsing import parse
 
 SHIPPED = names()

@@ -7,6 +7,7 @@ them, and without them a small file cannot stand for a large one.
 from __future__ import annotations
 
 import os
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ def load(name_or_path: str | os.PathLike[str]) -> Profile:
     """
     wanted = os.fspath(name_or_path)
     if wanted in names():
-        return loads(shipped(wanted), f"profile {wanted}")
+        return shipped(wanted)
     if (
         isinstance(name_or_path, str)
         and "/" not in wanted
@@ -91,10 +92,11 @@ def load(name_or_path: str | os.PathLike[str]) -> Profile:
     return loads(read(Path(wanted)), wanted)
 
 
-def shipped(name: str) -> str:
-    """The text of a shipped profile."""
-    text: str = (resources.files(__package__ or "planish.profiles") / f"{name}.yaml").read_text(encoding="utf-8")
-    return text
+@cache
+def shipped(name: str) -> Profile:
+    """A shipped profile; parsed once, since it cannot change."""
+    text = (resources.files(__package__ or "planish.profiles") / f"{name}.yaml").read_text(encoding="utf-8")
+    return loads(text, f"profile {name}")
 
 
 def read(path: Path) -> str:
