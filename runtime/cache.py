@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from planish.errors import BundleError
+from planish.errors import BundleError, HostError
 from planish.runtime.manifest import Generation as DecoderInfo
 from planish.runtime.sample import FloatArray, IntArray
 
@@ -51,7 +51,14 @@ class KVCache:
         self._buffers = [self._fresh(rows) for _ in self._names]
 
     def _fresh(self, rows: int) -> NDArray[Any]:
-        return np.zeros((rows, self._heads, self.capacity, self._width), self._dtype)
+        shape = (rows, self._heads, self.capacity, self._width)
+        try:
+            return np.zeros(shape, self._dtype)
+        except MemoryError as error:
+            got = f"no memory for {len(self._names)} buffers of {list(shape)}"
+            raise HostError(
+                "room for the key/value cache", got, "pass fewer prompts or a smaller batch_size"
+            ) from error
 
     @property
     def nbytes(self) -> int:
@@ -182,7 +189,13 @@ class DecoderRun:
 
     def _run(self) -> None:
         self._bind_mask(int(self.lengths.max()))
-        self._session.run_with_iobinding(self._binding)
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:
+            got = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            raise HostError(
+                "the engine to run this step", got, "try fewer prompts or a smaller max_new_tokens"
+            ) from error
 
     def _bind_mask(self, total: int) -> None:
         """Row i of the mask is ``lengths[i]`` ones, then zeros. One row is all ones: a longer prefix of the same

@@ -1,5 +1,4 @@
-"""Generation against transformers' ``generate``, and what has to hold for batches, streams, threads and bad requests.
-"""
+"""Generation against transformers' ``generate``, and what holds for batches, streams, threads and bad requests."""
 
 from __future__ import annotations
 
@@ -20,8 +19,8 @@ from planish.runtime.text import TextEncoder
 from tests.runtime import tiny_decoder
 from tests.tiny import byte_level_tokenizer
 
-PROMPTS = ["Call me Ishmael.", "It", "The whale, the whale! Up helm, up helm! Oh, all ye sweet powers of air, now hug
-me"] SAMPLED = {"temperature": 0.9, "top_k": 50, "top_p": 0.95, "seed": 7}
+PROMPTS = ["Call me Ishmael.", "It", "The whale, the whale! Up helm, up helm! Oh, all ye sweet powers of air, hug me"]
+SAMPLED = {"temperature": 0.9, "top_k": 50, "top_p": 0.95, "seed": 7}
 
 
 @pytest.fixture(scope="module")
@@ -84,14 +83,17 @@ def test_a_ragged_batch_gives_what_each_prompt_gives_alone(generator: Generator,
     assert generator.generate(PROMPTS[::-1], max_new_tokens=30, **options) == alone[::-1]
 
 
-def test_more_prompts_than_a_batch_come_back_in_order(session: Any, generator: Generator, encoder: TextEncoder, vocab:
-int) -> None: pairs = Generator(session, encoder, DecoderInfo(**tiny_decoder.manifest_info()), vocab, batch_size=2)
-many = [*PROMPTS, "Ahab", "The sea"] assert pairs.generate(many, max_new_tokens=8, stop="e") ==
-generator.generate(many, max_new_tokens=8, stop="e")
+def test_more_prompts_than_a_batch_come_back_in_order(
+    session: Any, generator: Generator, encoder: TextEncoder, vocab: int
+) -> None:
+    pairs = Generator(session, encoder, DecoderInfo(**tiny_decoder.manifest_info()), vocab, batch_size=2)
+    many = [*PROMPTS, "Ahab", "The sea"]
+    assert pairs.generate(many, max_new_tokens=8, stop="e") == generator.generate(many, max_new_tokens=8, stop="e")
 
 
-def test_rows_that_end_early_leave_the_others_alone(session: Any, generator: Generator, encoder: TextEncoder, vocab:
-int) -> None:
+def test_rows_that_end_early_leave_the_others_alone(
+    session: Any, generator: Generator, encoder: TextEncoder, vocab: int
+) -> None:
     """The first prompt's sixth token becomes the end of sequence: it stops there, the others go on as before."""
     free = generator.generate(PROMPTS, max_new_tokens=30)
     assert isinstance(free, list)

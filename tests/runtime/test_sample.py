@@ -139,8 +139,9 @@ def test_a_seed_repeats_its_draws_and_another_does_not() -> None:
 
 def test_the_ends_of_the_quantile_range_are_drawn_from_the_ends() -> None:
     ids, weights = np.array([4, 9, 2]), np.array([0.5, 1.0, 0.25], np.float32)
-    assert [draw(ids, weights, u) for u in (0.0, 0.285, 0.286, 0.857, 0.8572, math.nextafter(1, 0))] == [4, 4, 9, 9,
-    2, 2] assert draw(np.array([1, 5]), np.array([1.0, 0.0], np.float32), math.nextafter(1, 0)) == 1
+    last = math.nextafter(1, 0)
+    assert [draw(ids, weights, u) for u in (0.0, 0.285, 0.286, 0.857, 0.8572, last)] == [4, 4, 9, 9, 2, 2]
+    assert draw(np.array([1, 5]), np.array([1.0, 0.0], np.float32), last) == 1
 
 
 @pytest.mark.parametrize("temperature", [1e-45, 1e-30, 1e-5])

@@ -76,11 +76,15 @@ def make_session(model: LlamaForCausalLM) -> onnxruntime.InferenceSession:
     graph = _Graph()
     _lengths(graph)
     _rotary(graph, model)
-    hidden = graph.op("Gather", [graph.constant("embed", model.model.embed_tokens.weight.detach().numpy()),
-    "input_ids"], "x") for index, layer in enumerate(model.model.layers): hidden = _layer(graph, index, layer, hidden)
-    hidden = graph.norm(hidden, "final_norm", model.model.norm) graph.linear(_kept(graph, hidden), "logits",
-    [model.lm_head.weight]) options = onnxruntime.SessionOptions() options.intra_op_num_threads = 1 return
-    onnxruntime.InferenceSession(_finish(graph).SerializeToString(), options, providers=["CPUExecutionProvider"])
+    table = graph.constant("embed", model.model.embed_tokens.weight.detach().numpy())
+    hidden = graph.op("Gather", [table, "input_ids"], "x")
+    for index, layer in enumerate(model.model.layers):
+        hidden = _layer(graph, index, layer, hidden)
+    hidden = graph.norm(hidden, "final_norm", model.model.norm)
+    graph.linear(_kept(graph, hidden), "logits", [model.lm_head.weight])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(_finish(graph).SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def _lengths(graph: _Graph) -> None:
