@@ -1,1 +1,39 @@
-"""planish.gate."""
+"""The gate: is the candidate as accurate, as close to its parent and as fast as the baseline?
+
+Numpy and the runtime suffice; it runs on the device that is judged. `gate` compares two bundles and says pass, regress
+or inconclusive; `bench` measures without judging. Names are loaded when first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from planish.gate.benchmark import BenchReport, bench
+    from planish.gate.checks import Check, Verdict
+    from planish.gate.data import Dataset, load_data
+    from planish.gate.limits import Limits
+    from planish.gate.report import GateReport
+    from planish.gate.verdict import gate
+
+__all__ = ["BenchReport", "Check", "Dataset", "GateReport", "Limits", "Verdict", "bench", "gate", "load_data"]
+
+_HOMES = {
+    "BenchReport": "benchmark",
+    "Check": "checks",
+    "Dataset": "data",
+    "GateReport": "report",
+    "Limits": "limits",
+    "Verdict": "checks",
+    "bench": "benchmark",
+    "gate": "verdict",
+    "load_data": "data",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # No module here may be called like a public name: importing it would hide the function.
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -229,7 +229,7 @@ def signed_rank_skip(n: int, confidence: float) -> int:
 
 
 def minimum_detectable_ratio(interval: Interval, *, alpha: float = 0.01, power: float = 0.8) -> float:
-    """The smallest true slowdown that a one-sided test at ``alpha`` finds with ``power``, from an interval of log ratios.
+    """The smallest true slowdown that a one-sided test at ``alpha`` finds with ``power``; from an interval of logs.
 
     Returns a ratio: 1.02 means a slowdown of 2 % would have been found.
     """

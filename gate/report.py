@@ -1,0 +1,178 @@
+"""What the gate found: checks, numbers behind them, and where they were measured; as JSON and as one Markdown page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from planish.gate.checks import Check, Verdict
+from planish.gate.limits import Limits
+from planish.gate.outputs import Failure
+from planish.gate.slowdown import Comparison
+from planish.gate.statistics import Interval, finite_or_none
+
+__all__ = ["GateReport", "Pair", "Side"]
+
+SHOWN_FAILURES = 10
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two bundles: its directory's name, digest, bytes, and the words for its precision."""
+
+    name: str
+    digest: str
+    bytes: int
+    precision: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A metric of both sides on the same samples; ``change`` in points (loss) or as a ratio, with its interval."""
+
+    name: str
+    candidate: float
+    baseline: float
+    change: Interval
+    unit: str
+    n: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "candidate": finite_or_none(self.candidate),
+            "baseline": finite_or_none(self.baseline),
+            "change": self.change.to_json(),
+            "unit": self.unit,
+            "n": self.n,
+        }
+
+
+@dataclass(frozen=True)
+class GateReport:
+    """The result of `planish.gate.gate`.
+
+    Attributes:
+        verdict: pass, regress or inconclusive.
+        reasons: the sentences of the checks that decided it.
+        metrics: task metrics of both sides (with labels), or their perplexities.
+        failures: every sample a side failed on.
+        environment: ``{"before": {...}, "after": {...}}`` the latency was measured in.
+    """
+
+    verdict: Verdict
+    task: str
+    candidate: Side
+    baseline: Side
+    checks: tuple[Check, ...]
+    metrics: tuple[Pair, ...]
+    latency: tuple[Comparison, ...]
+    failures: tuple[Failure, ...]
+    limits: Limits
+    data: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    seed: int
+    seconds: float
+
+    @property
+    def exit_code(self) -> int:
+        """0 pass, 1 regress, 3 inconclusive."""
+        return self.verdict.exit_code
+
+    @property
+    def reasons(self) -> list[str]:
+        return [check.reason for check in self.checks if check.required and check.verdict is self.verdict]
+
+    def to_json(self) -> dict[str, Any]:
+        """One JSON object; also what a manifest's ``gates`` holds."""
+        return {
+            "schema": 1,
+            "verdict": str(self.verdict),
+            "exit_code": self.exit_code,
+            "reasons": self.reasons,
+            "task": self.task,
+            "candidate": side_json(self.candidate),
+            "baseline": side_json(self.baseline),
+            "checks": [check.to_json() for check in self.checks],
+            "metrics": [pair.to_json() for pair in self.metrics],
+            "latency": [comparison.to_json() for comparison in self.latency],
+            "failures": [failure.to_json() for failure in self.failures],
+            "limits": self.limits.to_json(),
+            "data": dict(self.data),
+            "environment": dict(self.environment),
+            "seed": self.seed,
+            "seconds": round(self.seconds, 3),
+        }
+
+    def to_markdown(self) -> str:
+        """One page for people: verdict, reasons, the checks as a table, latency, and where it was measured."""
+        head = f"# planish gate: {self.verdict}\n\n`{self.candidate.name}` against `{self.baseline.name}`, {self.task}"
+        parts = [
+            head,
+            "\n".join(f"- {reason}" for reason in self.reasons),
+            table(CHECK_HEAD, map(check_cells, self.checks)),
+        ]
+        if self.metrics:
+            parts.append(table(METRIC_HEAD, map(metric_cells, self.metrics)))
+        if self.latency:
+            parts.append(table(LATENCY_HEAD, map(latency_cells, self.latency)))
+        if self.failures:
+            parts.append(failure_lines(self.failures))
+        parts.append(footnote(self))
+        return "\n\n".join(part for part in parts if part) + "\n"
+
+
+CHECK_HEAD = ("check", "verdict", "found", "95 % interval", "limit", "n")
+METRIC_HEAD = ("metric", "candidate", "baseline", "change", "95 % interval", "n")
+LATENCY_HEAD = ("latency", "candidate ms", "baseline ms", "ratio", "95 % interval", "wall ratio", "detectable", "pairs")
+
+
+def side_json(side: Side) -> dict[str, Any]:
+    return {"name": side.name, "digest": side.digest, "bytes": side.bytes, "precision": dict(side.precision)}
+
+
+def table(head: Sequence[str], rows: Any) -> str:
+    """A Markdown table; cells are text."""
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join([*lines, *("| " + " | ".join(escape(cell) for cell in row) + " |" for row in rows)])
+
+
+def escape(cell: str) -> str:
+    return cell.replace("|", "\\|").replace("\n", " ")
+
+
+def check_cells(check: Check) -> list[str]:
+    limit = "" if check.limit is None else f"{check.limit:g}"
+    verdict = str(check.verdict) if check.required else "reported"
+    value = f"{check.value:,.0f}" if check.unit == "bytes" else f"{check.value:.4g}"
+    return [check.name, verdict, f"{value} {check.unit}", between(check.interval), limit, str(check.n or "")]
+
+
+def between(interval: Interval | None) -> str:
+    return "" if interval is None else f"{interval.low:.4g} to {interval.high:.4g}"
+
+
+def metric_cells(pair: Pair) -> list[str]:
+    change = f"{pair.change.estimate:+.3g} {pair.unit}" if pair.unit == "points lost" else f"{pair.change.estimate:.4f}"
+    return [pair.name, f"{pair.candidate:.4f}", f"{pair.baseline:.4f}", change, between(pair.change), str(pair.n)]
+
+
+def latency_cells(found: Comparison) -> list[str]:
+    new, old = (found.median_seconds[f"{side}_{found.judged}"] * 1e3 for side in ("candidate", "baseline"))
+    ratios = [f"{found.ratio.estimate:.3f}", between(found.ratio), f"{found.wall_ratio.estimate:.3f}"]
+    detectable = f"+{100 * (found.detectable - 1):.1f} %"
+    return [f"{found.name} ({found.judged})", f"{new:.3f}", f"{old:.3f}", *ratios, detectable, str(found.pairs)]
+
+
+def failure_lines(failures: Sequence[Failure]) -> str:
+    lines = [f"- {f.side}, sample {f.line}: {f.message}" for f in failures[:SHOWN_FAILURES]]
+    more = len(failures) - len(lines)
+    return "\n".join(["Failed samples:", "", *lines, *([f"- and {more} more"] if more > 0 else [])])
+
+
+def footnote(report: GateReport) -> str:
+    before = report.environment.get("before", {})
+    words = [f"{key} {before[key]}" for key in ("cpu", "threads", "onnxruntime", "governor", "load") if before.get(key)]
+    data = f"{report.data.get('name')}, {report.data.get('samples')} samples"
+    return f"Data: {data}. Seed {report.seed}, {report.seconds:.0f} s. {', '.join(words)}."

@@ -1,0 +1,295 @@
+"""gate(): the candidate against the baseline, on accuracy, agreement, latency and bytes.
+
+What is judged:
+
+- text-classification, token-classification and question-answering **with labels**: the loss of accuracy, entity span
+  F1 or answer F1, in points; agreement with the baseline is then reported only, unless a limit is given;
+- the same **without labels**, and fill-mask: agreement; feature-extraction: mean and smallest cosine;
+- text-generation: perplexity ratio, next-token agreement (and divergence, if limited);
+- samples on which the candidate fails: any that the baseline answers is a regress; a baseline that fails on more than
+  1 % of the samples is no measure, and the whole is inconclusive;
+- latency, by `planish.gate.slowdown`, and the bundle's size if it is limited.
+
+The rules stand in `planish.gate.checks`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from planish.errors import InputError
+from planish.gate import agreement as measures
+from planish.gate.checks import (
+    Check,
+    Verdict,
+    judge_budget,
+    judge_floor,
+    judge_loss,
+    judge_ratio_loss,
+    overall,
+)
+from planish.gate.clock import Clock, ProcessClock, environment
+from planish.gate.data import Dataset, load_data, unlabelled
+from planish.gate.latency import compare
+from planish.gate.likelihood import Likelihood, compare_likelihood
+from planish.gate.limits import AGREEMENT, Limits
+from planish.gate.metrics import Measured, accuracy, answer_token_f1, exact_match, macro_f1, span_f1
+from planish.gate.outputs import Failure, Outputs, collect, label_list
+from planish.gate.paired import estimate, log_ratio, paired_loss
+from planish.gate.report import GateReport, Pair, Side
+from planish.gate.slowdown import Comparison, Judged, Plan, judge_latency
+from planish.gate.workloads import probes, shapes_for
+from planish.runtime.loader import load
+
+if TYPE_CHECKING:
+    from planish.runtime.manifest import Manifest
+    from planish.runtime.model import Model
+
+__all__ = ["default_texts", "gate", "same_kind"]
+
+Progress = Callable[[str, int, int], None]
+
+DEFAULT_TEXTS = 200
+DEFAULT_TOKENS = 12_288  # 24 windows of 512
+BASELINE_FAILURES = 0.01
+
+
+def gate(
+    candidate: str | Path,
+    baseline: str | Path,
+    *,
+    data: str | Path | Dataset | None = None,
+    texts: str | Path | Sequence[str] | None = None,
+    limits: Limits | None = None,
+    latency: bool = True,
+    seconds: float = 60.0,
+    seed: int = 0,
+    shapes: Sequence[tuple[int, int]] | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    clock: Clock | None = None,
+    progress: Progress | None = None,
+) -> GateReport:
+    """Compare two bundles in one session.
+
+    Args:
+        data: an evaluation file (`planish.gate.data`), with labels or without.
+        texts: label-free: a .txt file, or the texts. Neither given: text that ships with planish.
+        seconds: at most so long for latency, all shapes together.
+        shapes: ``(batch, length)`` pairs for latency; default 1x128 and 8x128 (decoders: a prompt of 1x128).
+        clock: what to measure with; tests put their own.
+        progress: called with stage, done, total.
+
+    Raises:
+        InputError: the baseline has another task, other labels or another vocabulary; two sources of text.
+        DataError: a bad line in the data.
+        BundleError: a bundle is damaged.
+    """
+    begun = time.perf_counter()
+    limits = limits or Limits()
+    if data is not None and texts is not None:
+        raise InputError("data or texts", "both", "leave one out")
+    with load(candidate, device, threads=threads) as new, load(baseline, device, threads=threads) as old:
+        same_kind(new.manifest, old.manifest)
+        task = new.manifest.task
+        samples = dataset_for(new, data, texts)
+        builtin = data is None and texts is None
+        session = Session(new, old, samples, limits, seed, progress)
+        session.judge_generation(DEFAULT_TOKENS if builtin else None) if task == "text-generation" else session.judge()
+        session.judge_bytes()
+        before = {**environment(), "threads": threads, "device": new.device}
+        if latency:
+            session.judge_latency(seconds, shapes, clock or ProcessClock())
+        after = environment()
+        return GateReport(
+            verdict=overall(session.checks),
+            task=task,
+            candidate=side_of(candidate, new.manifest),
+            baseline=side_of(baseline, old.manifest),
+            checks=tuple(session.checks),
+            metrics=tuple(session.metrics),
+            latency=tuple(session.latency),
+            failures=tuple(session.failures),
+            limits=limits,
+            data={
+                "name": samples.name,
+                "samples": len(samples.samples),
+                "labelled": samples.labelled,
+                "duplicates": samples.duplicates,
+            },
+            environment={"before": before, "after": after},
+            seed=seed,
+            seconds=time.perf_counter() - begun,
+        )
+
+
+class Session:
+    """Two open models, their samples, and what has been found so far."""
+
+    def __init__(
+        self, new: Model, old: Model, samples: Dataset, limits: Limits, seed: int, progress: Progress | None
+    ) -> None:
+        self.new, self.old, self.samples, self.limits = new, old, samples, limits
+        self.seed, self.progress = seed, progress
+        self.task = new.manifest.task
+        self.checks: list[Check] = []
+        self.metrics: list[Pair] = []
+        self.latency: list[Comparison] = []
+        self.failures: list[Failure] = []
+
+    def judge(self) -> None:
+        """Tasks with an answer for each sample."""
+        said = collect(self.new, self.samples, "candidate", self.progress)
+        before = collect(self.old, self.samples, "baseline", self.progress)
+        self.failures += [*said.failures, *before.failures]
+        self.checks.append(failure_check(self.failures, len(self.samples.samples)))
+        if self.samples.labelled:
+            self.judge_labels(said, before)
+        self.judge_agreement(said, before)
+
+    def judge_labels(self, said: Outputs, before: Outputs) -> None:
+        """Task metrics; the first one decides, the others are reported."""
+        for number, (new, old) in enumerate(zip(self.scores(said), self.scores(before), strict=True)):
+            loss = paired_loss(new, old, seed=self.seed)
+            self.metrics.append(Pair(new.name, new.value, old.value, loss, "points lost", new.n))
+            if number == 0:
+                self.checks.append(judge_loss(new.name, loss, self.limits.max_loss_points, new.n, self.limits.rule))
+
+    def scores(self, said: Outputs) -> list[Measured]:
+        samples = self.samples.samples
+        if self.task == "text-classification":
+            predicted, truth = label_list(said), [sample.label for sample in samples]
+            return [accuracy(predicted, truth), macro_f1(predicted, truth, len(self.new.manifest.labels or ()))]
+        if self.task == "token-classification":
+            found = [None if item is None else item.spans for item in said.items]
+            return [span_f1(found, [sample.spans for sample in samples])]
+        answers = [None if item is None else item.answer for item in said.items]
+        true = [sample.answers for sample in samples]
+        return [answer_token_f1(answers, true), exact_match(answers, true)]
+
+    def judge_agreement(self, said: Outputs, before: Outputs) -> None:
+        """Against the parent, without labels; with labels it is judged only if the limit was asked for."""
+        limits = self.limits
+        found = measures.agreement(self.task, said, before)
+        first, n = estimate(found[0], seed=self.seed), found[0].n
+        if self.task == "feature-extraction":
+            smallest = float(measures.cosines(said, before).min())
+            self.checks.append(judge_floor("cosine mean", first, limits.min_cosine_mean, n, limits.rule))
+            self.checks.append(judge_budget("cosine min", smallest, limits.min_cosine_min, "share", at_most=False, n=n))
+            return
+        floor = limits.min_agreement
+        if floor is None and not self.samples.labelled:
+            floor = AGREEMENT[self.task]
+        self.checks.append(judge_floor(found[0].name, first, floor, n, limits.rule))
+        for extra in found[1:]:
+            unit = "share" if extra.higher_is_better else "logits"
+            self.checks.append(judge_budget(extra.name, extra.value, None, unit, n=extra.n))
+
+    def judge_generation(self, max_tokens: int | None) -> None:
+        """Perplexity, next-token agreement and divergence on the texts."""
+        texts = [sample.text for sample in self.samples.samples]
+        found = compare_likelihood(self.new, self.old, texts, max_tokens=max_tokens, progress=self.progress)
+        self.failures += found.failures
+        self.checks.append(failure_check(self.failures, found.candidate.n + len(found.failures)))
+        if found.candidate.n:
+            self.judge_likelihood(found)
+
+    def judge_likelihood(self, found: Likelihood) -> None:
+        limits, n = self.limits, found.candidate.n
+        ratio = log_ratio(found.candidate, found.baseline, seed=self.seed)
+        if limits.max_perplexity_ratio is not None:
+            self.checks.append(judge_ratio_loss("perplexity", ratio, limits.max_perplexity_ratio, n, limits.rule))
+        new, old = found.candidate.value, found.baseline.value
+        self.metrics.append(Pair("perplexity", new, old, ratio, "log ratio", n))
+        floor = AGREEMENT[self.task] if limits.min_agreement is None else limits.min_agreement
+        same = estimate(found.top_1, seed=self.seed)
+        self.checks.append(judge_floor("next-token agreement", same, floor, n, limits.rule))
+        self.checks.append(judge_budget("KL divergence", found.divergence.value, limits.max_kl, "nats", n=n))
+
+    def judge_bytes(self) -> None:
+        size = bundle_bytes(self.new.manifest)
+        self.checks.append(judge_budget("size", float(size), self.limits.max_bytes, "bytes"))
+
+    def judge_latency(self, seconds: float, shapes: Sequence[tuple[int, int]] | None, clock: Clock) -> None:
+        models = (self.new, self.old)
+        wanted = shapes_for(models, shapes)
+        judged: Judged = "cpu" if all(model.device == "CPUExecutionProvider" for model in models) else "wall"
+        for shape in wanted:
+            plan = Plan(
+                limit=self.limits.latency_limit,
+                floor_seconds=self.limits.latency_floor_seconds,
+                judged=judged,
+                seconds=seconds / len(wanted),
+                seed=self.seed,
+            )
+            new, old = probes(models, shape, clock, self.seed)
+            found = compare(str(shape), new, old, plan, clock=clock, progress=self.progress)
+            self.latency += found
+            self.checks += [judge_latency(comparison) for comparison in found]
+
+
+def same_kind(candidate: Manifest, baseline: Manifest) -> None:
+    """Refuse a baseline that is no version of the same model."""
+    for name, fix in (
+        ("task", "give a baseline of the same task"),
+        ("problem_type", "give a baseline of the same kind of labels"),
+        ("labels", "give a baseline with the same labels in the same order"),
+        ("vocab_size", "give a baseline with the same tokenizer"),
+    ):
+        new, old = getattr(candidate, name), getattr(baseline, name)
+        if new != old:
+            raise InputError(f"a baseline whose {name} is the candidate's, {new!r}", repr(old), fix)
+
+
+def dataset_for(model: Model, data: str | Path | Dataset | None, texts: str | Path | Sequence[str] | None) -> Dataset:
+    """The samples to judge on; the built-in text where none is given."""
+    manifest = model.manifest
+    if isinstance(data, Dataset):
+        return data
+    if data is not None:
+        return load_data(data, manifest.task, manifest.labels)
+    if isinstance(texts, (str, Path)):
+        return load_data(texts, manifest.task, manifest.labels)
+    if texts is not None:
+        return unlabelled("texts", list(texts), manifest.task)
+    return unlabelled("built-in text", default_texts(manifest.task), manifest.task)
+
+
+def default_texts(task: str) -> list[str]:
+    """Text that ships with planish (Moby Dick, first chapters): whole for decoders, else 200 sentences."""
+    text = resources.files("planish.recipes").joinpath("text-judge.txt").read_text(encoding="utf-8")
+    if task == "text-generation":
+        return [text]
+    sentences = [part.strip() + "." for part in text.replace("\n", " ").split(". ")]
+    return [sentence for sentence in sentences if 20 <= len(sentence) <= 300][:DEFAULT_TEXTS]
+
+
+def failure_check(failures: Sequence[Failure], samples: int) -> Check:
+    """A candidate that fails where the baseline answers regresses; a baseline that often fails measures nothing."""
+    old = {failure.line for failure in failures if failure.side == "baseline"}
+    new = [failure for failure in failures if failure.side == "candidate" and failure.line not in old]
+    verdict = Verdict.PASS
+    reason = f"no sample of {samples} failed"
+    if new:
+        verdict = Verdict.REGRESS
+        named = ", ".join(str(failure.line) for failure in new[:5])
+        reason = f"the candidate fails on {len(new)} of {samples} samples that the baseline answers"
+        reason += f" ({named}): {new[0].message}"
+    elif old:
+        verdict = Verdict.INCONCLUSIVE if len(old) > BASELINE_FAILURES * samples else Verdict.PASS
+        reason = f"the baseline fails on {len(old)} of {samples} samples: correct the data, or give another baseline"
+    return Check("failed samples", verdict, float(len(new)), 0.0, "samples", reason, n=samples)
+
+
+def bundle_bytes(manifest: Manifest) -> int:
+    """Bytes of every file but the manifest."""
+    return sum(entry.size for entry in manifest.files.values())
+
+
+def side_of(path: str | Path, manifest: Manifest) -> Side:
+    dialect = manifest.dialects["ort"]
+    return Side(Path(path).resolve().name, manifest.digest, bundle_bytes(manifest), dict(dialect.precision))
