@@ -59,5 +59,6 @@ class Table(click.Group):
 def planish() -> None:
     """Make trained BERT- and GPT-family models small and fast, and prove they still work.
 
-    Exit codes: 0 done or pass; 1 gate regressed or parity failed; 2 bad input; 3 inconclusive; 4 this host cannot; 70 our bug.
+    Exit codes: 0 done or pass; 1 gate regressed or parity failed; 2 bad input; 3 inconclusive; 4 this host cannot;
+    70 our bug.
     """

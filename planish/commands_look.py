@@ -27,7 +27,8 @@ def verify(bundle: Path, as_json: bool) -> None:
         {"bundle": str(bundle), "digest": manifest.digest, "files": len(manifest.files), "bytes": total},
         as_json=as_json,
         lines=[
-            f"{bundle}: {len(manifest.files)} files, {say.megabytes(total)}, all as the manifest says ({manifest.digest})"
+            f"{bundle}: {len(manifest.files)} files, {say.megabytes(total)}, all as the manifest says",
+            manifest.digest,
         ],
     )
 

@@ -68,7 +68,8 @@ def receipt_line(receipt: dict[str, Any]) -> str:
     before, after = receipt["before"]["bytes"], receipt["after"]["bytes"]
     bits = receipt.get("bits_per_weight")
     precise = f", {bits:.3f} bits per weight" if bits else ""
-    return f"{receipt['pass']}: {receipt['layers']} layers, {say.megabytes(before)} -> {say.megabytes(after)}{precise}, {receipt['seconds']:.0f} s"
+    sizes = f"{say.megabytes(before)} -> {say.megabytes(after)}"
+    return f"{receipt['pass']}: {receipt['layers']} layers, {sizes}{precise}, {receipt['seconds']:.0f} s"
 
 
 @click.command()

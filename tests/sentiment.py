@@ -1,6 +1,7 @@
 """A BERT worth judging: MiniLM fine-tuned on the movie sentences (Hutto & Gilbert 2014), kept in `.cache` once made.
 
-Protocol: drop |mean| < 0.5, label = mean > 0, `random.Random(1234).shuffle`, split 80/10/10, length 64, 2 epochs of batch 32.
+Protocol: drop |mean| < 0.5, label = mean > 0, `random.Random(1234).shuffle`, split 80/10/10, length 64, 2 epochs,
+batch 32.
 """
 
 from __future__ import annotations

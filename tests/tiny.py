@@ -50,9 +50,12 @@ def byte_level_tokenizer(kind: str) -> Any:
             single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
         )
         return PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>", mask_token="<mask>",
-            cls_token="<s>", sep_token="</s>", model_max_length=128,
-        )  # fmt: skip
+            tokenizer_object=tokenizer,
+            model_max_length=128,
+            **dict.fromkeys(("bos_token", "cls_token"), "<s>"),
+            **dict.fromkeys(("eos_token", "sep_token"), "</s>"),
+            **{f"{name}_token": f"<{name}>" for name in ("pad", "unk", "mask")},
+        )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<|endoftext|>", eos_token="<|endoftext|>", pad_token="<|endoftext|>"
     )
@@ -116,7 +119,7 @@ HEADS = {
 
 
 def tiny_encoder(family: str, task: str, output: Path, *, steps: int = 40) -> Path:
-    """A two-layer, 128-wide encoder of ``family`` with the head of ``task``; classifiers learn to tell long words from short."""
+    """A two-layer, 128-wide encoder of ``family`` with the head of ``task``; classifiers learn long from short."""
     import transformers
 
     torch.manual_seed(0)

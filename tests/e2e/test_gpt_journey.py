@@ -48,9 +48,8 @@ def test_gptq_keeps_the_perplexity_on_40k_tokens(
 
 def check_perplexity(bundle: Path, rounded: Path, parent: Path, text: str, tokens: int) -> None:
     gptq, plain, base = (perplexity(path, text, tokens) for path in (bundle, rounded, parent))
-    print(
-        f"perplexity on {tokens} tokens: fp32 {base:.3f}, GPTQ {gptq:.3f} ({gptq / base:.4f}), rounding {plain:.3f} ({plain / base:.4f})"
-    )
+    ratios = f"GPTQ {gptq:.3f} ({gptq / base:.4f}), rounding {plain:.3f} ({plain / base:.4f})"
+    print(f"perplexity on {tokens} tokens: fp32 {base:.3f}, {ratios}")
     assert gptq <= 1.06 * base
     assert gptq - base <= 0.5 * (plain - base)
 

@@ -91,7 +91,8 @@ def test_base_install_is_bare(minilm_bundle: Path, tmp_path: Path) -> None:
     code = (
         "import sys, planish.runtime as r\n"
         f"v = r.load({str(minilm_bundle)!r}).embed(['A planishing hammer.'])\n"
-        "print(v.shape, sorted({n.split('.')[0] for n in sys.modules} & {'torch', 'transformers', 'onnx', 'pydantic'}))\n"
+        "heavy = {'torch', 'transformers', 'onnx', 'pydantic'}\n"
+        "print(v.shape, sorted({n.split('.')[0] for n in sys.modules} & heavy))\n"
     )
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     said = subprocess.run(
