@@ -12,21 +12,23 @@ __all__ = ["answers", "answers_as_lines", "generation_options"]
 
 def answers(model: Any, texts: list[str], options: dict[str, Any]) -> list[Any]:
     """One JSON-ready answer per text, by the model's task."""
-    task = model.manifest.task
-    if task == "feature-extraction":
-        return [[float(x) for x in row] for row in model.embed(texts)]
-    if task == "text-classification":
-        return plain(model.classify(texts, top_k=options.get("top_k")))
-    if task == "token-classification":
-        return plain(model.tag(texts))
-    if task == "fill-mask":
-        return plain(model.fill(texts, top_k=options.get("top_k") or 5))
-    if task == "question-answering":
-        question = options.get("question")
-        if not question:
-            raise InputError("--question with a question-answering bundle", "none", 'add --question "..."')
-        return [plain(model.answer(question, text)) for text in texts]
-    return plain(model.generate(texts, **generation_options(options)))
+    ask = {
+        "feature-extraction": lambda: model.embed(texts),
+        "text-classification": lambda: model.classify(texts, top_k=options.get("top_k")),
+        "token-classification": lambda: model.tag(texts),
+        "fill-mask": lambda: model.fill(texts, top_k=options.get("top_k") or 5),
+        "question-answering": lambda: [model.answer(question(options), text) for text in texts],
+        "text-generation": lambda: model.generate(texts, **generation_options(options)),
+    }[model.manifest.task]
+    return list(plain(ask()))
+
+
+def question(options: dict[str, Any]) -> str:
+    """The question of a question-answering call."""
+    asked: str | None = options.get("question")
+    if not asked:
+        raise InputError("--question with a question-answering bundle", "none", 'add --question "..."')
+    return asked
 
 
 def generation_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -60,18 +62,16 @@ def answers_as_lines(task: str, texts: list[str], results: list[Any]) -> list[st
             lines.append(f"{text}\n  [{head}, ...] {len(result)} numbers")
         elif task == "text-generation":
             lines.append(text + result["text"])
+        elif task == "text-classification":
+            scored = zip(result["labels"], result["scores"], strict=True)
+            lines.append("\n  ".join([text, *(f"{label}  {score:.4f}" for label, score in scored)]))
         else:
-            shown = result if isinstance(result, list) else [result]
-            lines.append("\n  ".join([text, *map(one_line, shown)]))
+            found = result if isinstance(result, list) else [result]
+            lines.append("\n  ".join([text, *map(one_line, found)]))
     return lines
 
 
-def one_line(result: Any) -> str:
-    """One classification, entity, token or answer in a line."""
-    if not isinstance(result, dict):
-        return str(result)
-    return "  ".join(
-        f"{key}={value:.4f}" if isinstance(value, float) else f"{key}={value}"
-        for key, value in result.items()
-        if value is not None
-    )
+def one_line(result: dict[str, Any]) -> str:
+    """One entity, token or answer in a line."""
+    told = {key: f"{value:.4f}" if isinstance(value, float) else value for key, value in result.items()}
+    return "  ".join(f"{key}={value}" for key, value in told.items() if value is not None)

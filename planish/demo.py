@@ -1,7 +1,8 @@
 """``planish demo``: a real BERT and a real GPT shipped, without a network, and one table of what it cost and brought.
 
 The models travel in packages: all-MiniLM-L6-v2 and SmolLM2-135M-Instruct. SmolLM2 is packaged as 4-bit GGUF, so its
-weights lie on a 4-bit grid and INT4 would be free; its channels are permuted first, which keeps the function and removes the grid.
+weights lie on a 4-bit grid and INT4 would be free; its channels are permuted first, which keeps the function and removes
+the grid.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from planish.ship import Shipped, ship
 
 __all__ = ["HEAD", "Demonstration", "run_demo"]
 
+QUALITY = ("cosine mean", "cosine min", "perplexity ratio", "top-1 agreement")
 HEAD = ("model", "MB", "planished", "quality", "speed (parent = 1)", "verdict")
 Progress = Callable[[str, int, int], None]
 
@@ -85,7 +87,7 @@ def show_bert(source: Path, scratch: Path, place: Path, shown: Demonstration, pr
 def show_gpt(source: Path, scratch: Path, place: Path, shown: Demonstration, progress: Progress | None) -> None:
     """SmolLM2: INT4 by GPTQ, judged by perplexity on text it was not calibrated on."""
     from planish import runtime
-    from planish.compress import off_grid_checkpoint
+    from planish.compress.permute import off_grid_checkpoint
 
     checkpoint = off_grid_checkpoint(source, scratch / "smollm2")
     shipped = ship(
@@ -106,8 +108,9 @@ def add(shown: Demonstration, name: str, shipped: Shipped) -> None:
     assert shipped.parent is not None
     before, after = onnx_bytes(shipped.parent), onnx_bytes(shipped.path)
     report = shipped.gate
-    quality, speed = ", ".join(report.quality_lines()), ", ".join(report.speed_lines())
-    shown.rows.append((name, f"{before / 1e6:.1f}", f"{after / 1e6:.1f}", quality, speed, report.verdict))
+    quality = "\n".join(f"{check.name} {check.value:.4f}" for check in report.checks if check.name in QUALITY)
+    speed = "\n".join(f"{found.name} {1 / found.ratio.estimate:.2f}" for found in report.latency)
+    shown.rows.append((name, f"{before / 1e6:.1f}", f"{after / 1e6:.1f}", quality, speed, str(report.verdict)))
     shown.models.append({"model": name, "parent_bytes": before, "bytes": after, "gate": report.to_json()})
     shown.exit_code = max(shown.exit_code, report.exit_code, key=(0, 3, 1).index)
 

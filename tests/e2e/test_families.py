@@ -46,7 +46,7 @@ def test_encoders_ship_and_run(family: str, tmp_path: Path) -> None:
         "A whale.",
         "And God created great whales, and the great ship sailed on over the wide and heaving sea for many a day.",
     )
-    assert [scores[0]["label"] for scores in told["results"]] == ["short", "long"]
+    assert [found["labels"][0] for found in told["results"]] == ["short", "long"]
 
 
 @pytest.mark.parametrize("task", ["feature-extraction", "token-classification", "question-answering", "fill-mask"])
