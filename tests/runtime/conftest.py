@@ -154,14 +154,23 @@ class Tiny:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory, word_pieces: Tokenizer) -> Callable[..., Tiny]:
-    """Makes a tiny bundle for a task: ``tiny(task, width, tokenizer=..., **manifest fields)``."""
+    """Makes a tiny bundle for a task: ``tiny(task, width, tokenizer=..., change=..., **manifest fields)``.
+
+    ``change`` is called with the random weights before they are written.
+    """
 
     def make(
-        task: str, width: int, *, tokenizer: Tokenizer | None = word_pieces, seed: int = 0, **changes: Any
+        task: str,
+        width: int,
+        *,
+        tokenizer: Tokenizer | None = word_pieces,
+        change: Callable[[Tables], object] = lambda tables: None,
+        **fields: Any,
     ) -> Tiny:
         root = tmp_path_factory.mktemp("tiny") / "bundle"
-        tables = Tables.random(600, width, seed)
-        return Tiny(root, tables, write_bundle(root, task, tables, tokenizer, **changes))
+        tables = Tables.random(600, width, seed=0)
+        change(tables)
+        return Tiny(root, tables, write_bundle(root, task, tables, tokenizer, **fields))
 
     return make
 
