@@ -1,7 +1,8 @@
 """How far a candidate says what its parent says, without labels.
 
-Every measure keeps one row a sample. A sample on which either side failed counts as disagreement, with cosine 0; in
-means of distances (logit RMSE) it cannot stand, and the report names it.
+Every measure keeps one row a sample. A sample on which one side failed counts as disagreement, with cosine 0; one on
+which both failed as agreement, for the candidate is no worse there. In distances (logit RMSE) neither can stand. The
+report names them all, and failures are judged by themselves.
 """
 
 from __future__ import annotations
@@ -53,14 +54,16 @@ def check_shapes(pairs: Sequence[Pair]) -> None:
 
 
 def equal(name: str, pairs: Sequence[tuple[object, object]]) -> Measured:
-    """Share of samples on which both sides say the same; a failed side never agrees."""
-    return mean_of(name, [float(p is not None and q is not None and p == q) for p, q in pairs], binary=True)
+    """Share of samples on which both sides say the same."""
+    return mean_of(name, [float(p == q) for p, q in pairs], binary=True)
 
 
 def token_agreement(pairs: Sequence[Pair]) -> Measured:
-    """Share of positions with the same best class; a failed sample counts as one position of disagreement."""
-    rows = [(0.0, 1.0) if p is None or q is None else (float(np.sum(p.tokens == q.tokens)), float(p.tokens.size))
-            for p, q in pairs]  # fmt: skip
+    """Share of positions with the same best class; a failed sample counts as one position."""
+    rows = [
+        (float(p is q), 1.0) if p is None or q is None else (float(np.sum(p.tokens == q.tokens)), float(p.tokens.size))
+        for p, q in pairs
+    ]
     return Measured("token agreement", np.array(rows, dtype=np.float64).reshape(-1, 2), ratio_of_sums)
 
 
@@ -73,10 +76,11 @@ def logit_rmse(pairs: Sequence[Pair]) -> Measured:
 
 
 def cosines(candidate: Outputs, baseline: Outputs) -> Floats:
-    """``[samples]`` cosine of the two embeddings; 0 where a side failed or gave a zero vector."""
+    """``[samples]`` cosine of the two embeddings; 0 where one failed or gave a zero vector, 1 where both failed."""
     found = np.zeros(len(candidate.items))
     for number, (p, q) in enumerate(zip(candidate.items, baseline.items, strict=True)):
         if p is None or q is None:
+            found[number] = float(p is q)
             continue
         length = float(np.linalg.norm(p.values) * np.linalg.norm(q.values))
         found[number] = float(p.values @ q.values) / length if length > 0 else 0.0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,9 +28,6 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Progress = Callable[[str, int, int], None]
 
-NO_FLOATS: Floats = np.zeros(0)
-NO_INTS: Ints = np.zeros(0, dtype=np.int64)
-
 
 @dataclass(frozen=True)
 class Output:
@@ -46,8 +43,8 @@ class Output:
     spans: tuple[Span, ...] = ()
     answer: str = ""
     answer_span: tuple[int, int] = (0, 0)
-    tokens: Ints = NO_INTS
-    values: Floats = NO_FLOATS
+    tokens: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    values: Floats = field(default_factory=lambda: np.zeros(0))
 
 
 @dataclass(frozen=True)
@@ -146,7 +143,7 @@ def ask_answer(model: Model, sample: Sample, nothing: bool) -> Output:
 
 
 def ask_masks(model: Model, sample: Sample, _: bool) -> Output:
-    """The best token for each mask; a text without one gets its word number ``line`` (modulo the words) masked."""
+    """The best token for each mask; a text without one gets one of its first words masked, by its line number."""
     filled = model.fill([masked(sample.text, mask_token(model), sample.line)], top_k=1)[0]
     tokens = np.array([best.token_id for best in filled], dtype=np.int64)
     return Output(tokens=tokens, values=np.array([best.score for best in filled]))
@@ -158,13 +155,16 @@ def mask_token(model: Model) -> str:
     return next((str(token) for token in special if "mask" in token.lower()), "[MASK]")
 
 
+FIRST_WORDS = 12  # the mask lies near the start, where no model's limit cuts it off
+
+
 def masked(text: str, mask: str, number: int) -> str:
     """``text`` with one word replaced by ``mask``, unless it has a mask already.
 
     >>> masked("a whale swims", "[MASK]", 4)
     'a [MASK] swims'
     """
-    words = list(re.finditer(r"\w+", text))
+    words = list(re.finditer(r"\w+", text))[:FIRST_WORDS]
     if mask in text or not words:
         return text
     word = words[number % len(words)]
