@@ -40,8 +40,8 @@ def build_decoder(
 ) -> Built:
     """Emit the decoder in ``checkpoint`` as ``scratch/model.onnx`` and ``scratch/model.onnx.data``.
 
-    Peak memory is about the largest tensor, whatever the size of the model. Raises ``CheckpointError`` for an architecture
-    without emitter, and for settings an emitter does not know.
+    Peak memory is about the largest tensor, whatever the size of the model. Raises ``CheckpointError`` for an
+    architecture without emitter, and for settings an emitter does not know.
     """
     reader = CheckpointReader(checkpoint)
     family = _family(reader.config)

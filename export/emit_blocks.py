@@ -1,7 +1,7 @@
 """Building blocks every decoder family is emitted from.
 
-The contract of inputs and outputs is docs/formats.md, section 5. Attention is com.microsoft GroupQueryAttention, which rotates,
-masks, and writes keys and values into one buffer shared by past and present.
+The contract of inputs and outputs is docs/formats.md, section 5. Attention is com.microsoft GroupQueryAttention, which
+rotates, masks, and writes keys and values into one buffer shared by past and present.
 """
 
 from __future__ import annotations
@@ -23,6 +23,16 @@ __all__ = ["Blocks", "Dimensions", "same_layer"]
 
 Array = NDArray[Any]
 _INT32 = int(ir.DataType.INT32)
+_TANH = {"approximate": "tanh"}
+_ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "relu": ("Relu", {}),
+    "gelu": ("Gelu", {}),
+    "gelu_new": ("Gelu", _TANH),
+    "gelu_fast": ("Gelu", _TANH),
+    "gelu_pytorch_tanh": ("Gelu", _TANH),
+    "silu": ("QuickGelu", {"alpha": 1.0}),
+    "quick_gelu": ("QuickGelu", {"alpha": 1.702}),
+}
 
 
 @dataclass(frozen=True)
@@ -122,6 +132,12 @@ class Blocks:
 
     def rotary_caches(self, inverse_frequency: Array, attention_scaling: float = 1.0) -> tuple[ir.Value, ir.Value]:
         """cos and sin ``[max_length, rotary_dim / 2]``, computed when a session loads instead of lying in the file."""
+        if len(inverse_frequency) % 8:
+            raise CheckpointError(
+                "a rotary dimension divisible by 16",
+                str(2 * len(inverse_frequency)),
+                "no kernel rotates heads of this size",
+            )
         op, constant = self.graph.op, self.graph.constant
         steps = op("Range", constant(0), constant(self.dimensions.max_length), constant(1))
         column = op("Unsqueeze", op("Cast", steps, to=int(ir.DataType.FLOAT)), constant([1]))
@@ -138,7 +154,7 @@ class Blocks:
         rotary: tuple[ir.Value, ir.Value] | None = None,
         scale: float | None = None,
     ) -> ir.Value:
-        """Causal attention of the next layer, ``[batch, sequence, heads * head_dim]``; query, key, value packed or apart."""
+        """Causal attention of the next layer: query, key, value packed or apart in, ``[batch, sequence, width]`` out."""
         d, past = self.dimensions, self.past[len(self.presents)]
         inputs = [*qkv] if isinstance(qkv, list) else [qkv, None, None]
         inputs += [*past, self.seqlens_k, self.total_length, *(rotary or ())]
@@ -160,6 +176,14 @@ class Blocks:
         apart = self.graph.op("Reshape", x, constant([0, 0, -1, self.dimensions.head_dim]))
         return self.graph.op("Reshape", self.rms_norm(apart, module, epsilon), constant([0, 0, -1]))
 
+    def activation(self, x: ir.Value, kind: str) -> ir.Value:
+        """The nonlinearity transformers calls ``kind``; raises ``CheckpointError`` if it has no operator."""
+        if kind not in _ACTIVATIONS:
+            raise CheckpointError(f"an activation of {', '.join(_ACTIVATIONS)}", repr(kind), "no emitter exists for it")
+        operator, attributes = _ACTIVATIONS[kind]
+        domain = CONTRIB if operator == "QuickGelu" else ""
+        return self.graph.op(operator, x, domain=domain, **attributes)
+
     def add(self, x: ir.Value, y: ir.Value) -> ir.Value:
         return self.graph.op("Add", x, y)
 
@@ -177,7 +201,7 @@ class Blocks:
         return op("GatherND", hidden, op("Unsqueeze", index, constant([2])), batch_dims=1)
 
     def head(self, hidden: ir.Value, module: str, tied_to: str) -> ir.Value:
-        """Logits of kept positions. A head equal to the embedding table uses the table; ``hidden`` is normed already."""
+        """Logits of kept positions, normed already. A head equal to the embedding table uses the table."""
         table = self.tables[tied_to]
         own = f"{module}.weight" in self.reader or self.reader.is_quantized(module)
         layer = self.reader.linear(module) if own else None

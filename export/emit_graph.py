@@ -1,7 +1,8 @@
 """A graph under construction whose weights go straight to disk.
 
-Weights are appended to the external data file the moment they are emitted, so that the graph holds offsets, never tensors: peak
-memory is one tensor. ONNX Runtime maps the file, so the pages of a weight that it repacks are given back after loading.
+Weights are appended to the external data file the moment they are emitted, so that the graph holds offsets, never
+tensors: peak memory is one tensor. ONNX Runtime maps the file, so the pages of a weight that it repacks are given back
+after loading.
 """
 
 from __future__ import annotations
@@ -93,14 +94,22 @@ class EmitGraph:
         offset = -(-self._data.tell() // _ALIGNMENT) * _ALIGNMENT if array.nbytes >= _ALIGNMENT else self._data.tell()
         self._data.seek(offset)
         array.tofile(self._data)
+        return self._external(name, offset, array.nbytes, ir.DataType.from_numpy(array.dtype), array.shape)
+
+    def again(self, name: str, weight: ir.Value, shape: tuple[int, ...]) -> ir.Value:
+        """The bytes of ``weight`` as another initializer of another shape.
+
+        A kernel that repacks a weight lets its mapping go afterwards, and with it every page it read. Were the weight
+        shared with a Gather, the mapping would stay; so each user gets its own mapping of the same bytes.
+        """
+        tensor = weight.const_value
+        if not isinstance(tensor, ir.ExternalTensor):
+            return self._tape.initializer(ir.tensor(tensor.numpy().reshape(shape), name=name))
+        return self._external(name, tensor.offset, tensor.length, tensor.dtype, shape)
+
+    def _external(self, name: str, offset: int, length: int, dtype: ir.DataType, shape: tuple[int, ...]) -> ir.Value:
         tensor = ir.ExternalTensor(
-            self._data_name,
-            offset,
-            array.nbytes,
-            ir.DataType.from_numpy(array.dtype),
-            shape=ir.Shape(array.shape),
-            name=name,
-            base_dir=self.folder,
+            self._data_name, offset, length, dtype, shape=ir.Shape(shape), name=name, base_dir=self.folder
         )
         return self._tape.initializer(tensor)
 

@@ -1,8 +1,8 @@
 """How linear layers, embeddings and heads are spelled in the `ort` dialect.
 
 Weight-only integers become com.microsoft MatMulNBits, 8-bit tables GatherBlockQuantized; the integers are those of the
-checkpoint, offset to unsigned. Layers whose activations are quantized too use standard MatMulInteger. Operator contracts:
-ONNX Runtime's ContribOperators.md.
+checkpoint, offset to unsigned. Layers whose activations are quantized too use standard MatMulInteger. Operator
+contracts: ONNX Runtime's ContribOperators.md.
 """
 
 from __future__ import annotations
@@ -105,7 +105,6 @@ def emit_linear(graph: EmitGraph, x: ir.Value, layer: Layer, name: str, *, accur
 
 def emit_table(graph: EmitGraph, ids: ir.Value, layer: Layer, name: str) -> tuple[ir.Value, Table]:
     """Rows ``ids`` of an embedding table as float32 ``[..., width]``, and the table for a tied head."""
-    rows, width = layer.shape
     if isinstance(layer, FloatLinear):
         data = graph.weight(f"{name}.weight", layer.weight)
         return graph.op("Gather", data, ids), Table(layer, data, None, 0)
@@ -114,22 +113,11 @@ def emit_table(graph: EmitGraph, ids: ir.Value, layer: Layer, name: str) -> tupl
             f"embedding {name} in symmetric 8 bits", f"{layer.bits} bits", "use the pass int8-embedding in the recipe"
         )
     block = _block(layer, name)
-    # Rank 3 because MatMulNBits of a tied head wants blocks as an axis of their own; flattened again after the gather.
-    data = graph.weight(f"{name}.weight", _pack(layer).reshape(rows, width // block, block))
+    data = graph.weight(f"{name}.weight", _pack(layer))
     scale = _scale(graph, layer, block, name)
-    last = graph.op("Unsqueeze", scale, graph.constant([2]))
-    gathered = graph.op(
-        "GatherBlockQuantized",
-        data,
-        ids,
-        last,
-        domain=CONTRIB,
-        bits=8,
-        block_size=block,
-        gather_axis=0,
-        quantize_axis=2,
-    )
-    return graph.op("Reshape", gathered, graph.constant([0, 0, width])), Table(layer, data, scale, block)
+    attributes = {"bits": 8, "block_size": block, "gather_axis": 0, "quantize_axis": 1}
+    gathered = graph.op("GatherBlockQuantized", data, ids, scale, domain=CONTRIB, **attributes)
+    return gathered, Table(layer, data, scale, block)
 
 
 def emit_tied_head(graph: EmitGraph, x: ir.Value, table: Table, name: str, *, accuracy_level: int) -> ir.Value:
@@ -140,7 +128,8 @@ def emit_tied_head(graph: EmitGraph, x: ir.Value, table: Table, name: str, *, ac
         scores = graph.op("Gemm", flat, table.data, transB=1)
         shape = graph.op("Concat", graph.op("Shape", x, end=2), graph.constant([rows]), axis=0)
         return graph.op("Reshape", scores, shape)
-    return _nbits(graph, x, table.layer, table.data, table.scale, None, table.block, name, accuracy_level)
+    data = graph.again(f"{name}.weight", table.data, (rows, width // table.block, table.block))
+    return _nbits(graph, x, table.layer, data, table.scale, None, table.block, name, accuracy_level)
 
 
 def _nbits(
@@ -225,7 +214,7 @@ def _nibbles(values: Array, bits: int) -> Array:
     """Signed integers, offset to unsigned and packed along the last axis, the first in the low bits."""
     octets = values.view(np.uint8) + np.uint8(1 << (bits - 1))
     if bits == 8:
-        return octets
+        return np.asarray(octets)
     if octets.shape[1] % 2:
         octets = np.pad(octets, ((0, 0), (0, 1)))
     packed: Array = octets[:, 0::2] | (octets[:, 1::2] << 4)

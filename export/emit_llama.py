@@ -1,4 +1,4 @@
-"""Llama-type decoders: Llama and SmolLM, Mistral without sliding window, Qwen2 (biases), Qwen3 (norms of query and key)."""
+"""Llama-type decoders: Llama, SmolLM, Mistral without sliding window, Qwen2 (biases), Qwen3 (query and key norms)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import onnx_ir as ir
 
 from planish.errors import CheckpointError
 from planish.export.emit_blocks import Blocks, Dimensions
-from planish.export.emit_graph import CONTRIB
 from planish.export.emit_rotary import inverse_frequency
 
 __all__ = ["dimensions", "emit"]
@@ -18,8 +17,6 @@ def dimensions(config: dict[str, Any]) -> Dimensions:
     """Shapes from ``config.json``; raises ``CheckpointError`` on what is not emitted here."""
     heads = int(config["num_attention_heads"])
     layers = int(config["num_hidden_layers"])
-    if config.get("hidden_act", "silu") != "silu":
-        raise CheckpointError("hidden_act silu", repr(config["hidden_act"]), "no emitter exists for this activation")
     _refuse_sliding_window(config, layers)
     return Dimensions(
         layers=layers,
@@ -60,8 +57,8 @@ def _qkv(blocks: Blocks, x: ir.Value, module: str, epsilon: float) -> ir.Value |
 
 def _mlp(blocks: Blocks, x: ir.Value, module: str) -> ir.Value:
     gate, up = blocks.one(x, f"{module}.gate_proj"), blocks.one(x, f"{module}.up_proj")
-    silu = blocks.graph.op("QuickGelu", gate, domain=CONTRIB, alpha=1.0)
-    return blocks.one(blocks.graph.op("Mul", silu, up), f"{module}.down_proj")
+    gate = blocks.activation(gate, blocks.reader.config.get("hidden_act", "silu"))
+    return blocks.one(blocks.graph.op("Mul", gate, up), f"{module}.down_proj")
 
 
 def _refuse_sliding_window(config: dict[str, Any], layers: int) -> None:

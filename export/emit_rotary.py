@@ -16,18 +16,18 @@ __all__ = ["inverse_frequency"]
 def inverse_frequency(config: dict[str, Any], rotary_dim: int) -> NDArray[np.float32]:
     """Radians per position, float32 ``[rotary_dim / 2]``.
 
-    ``config`` says ``rope_parameters`` (transformers 5) or ``rope_theta`` and ``rope_scaling`` (before). Types ``default``,
-    ``linear`` and ``llama3`` are known; raises ``CheckpointError`` on others.
+    ``config`` says ``rope_parameters`` (transformers 5) or ``rope_theta`` and ``rope_scaling`` (before). Types
+    ``default``, ``linear`` and ``llama3`` are known; raises ``CheckpointError`` on others.
     """
     parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
     theta = float(parameters.get("rope_theta") or config.get("rope_theta") or config.get("rotary_emb_base") or 10000.0)
     exponents = np.arange(0, rotary_dim, 2, dtype=np.int64).astype(np.float32) / np.float32(rotary_dim)
-    frequency = (1.0 / np.power(np.float32(theta), exponents)).astype(np.float32)
+    frequency: NDArray[np.float32] = (1.0 / np.power(np.float32(theta), exponents)).astype(np.float32)
     kind = parameters.get("rope_type") or parameters.get("type") or "default"
     if kind == "default":
         return frequency
     if kind == "linear":
-        return frequency / np.float32(parameters["factor"])
+        return np.asarray(frequency / np.float32(parameters["factor"]))
     if kind == "llama3":
         return _llama3(frequency, parameters)
     raise CheckpointError("rotary scaling default, linear or llama3", repr(kind), "no emitter exists for it")
