@@ -24,8 +24,10 @@ __all__ = ["FloatArray", "IntArray", "Sampler", "Sampling", "candidates", "draw"
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]
 
-# A nucleus rarely holds more tokens than this; sorting them instead of the whole vocabulary saves most of the step.
-_FIRST_LOOK = 512
+# Looking first only at tokens this near to the best (logit differences) saves ordering a whole vocabulary, which would
+# be most of a step's time outside the model; the last look takes all.
+_LOOKS = (-8.0, -16.0, -math.inf)
+_BLOCK = 256
 
 
 @dataclass(frozen=True)
@@ -74,33 +76,42 @@ def candidates(logits: FloatArray, sampling: Sampling) -> tuple[IntArray, FloatA
 
     ``logits`` is ``[vocab]``; the ids come in no promised order.
     """
+    ids: IntArray | None = None  # None: all of them, which spares gathering a whole vocabulary
     with np.errstate(over="ignore", under="ignore"):  # a tiny temperature sends all but the best to -inf: as meant
-        scaled = (logits - logits.max()) / np.float32(max(sampling.temperature, np.finfo(np.float32).tiny))
+        scaled = logits - logits.max()
+        scaled /= np.float32(max(sampling.temperature, np.finfo(np.float32).tiny))
         if 0 < sampling.top_k < scaled.size:
-            kth = np.partition(scaled, -sampling.top_k)[-sampling.top_k]
-            ids = np.flatnonzero(scaled >= kth)  # ties with the k-th stay, as in the reference
-        else:
-            ids = np.arange(scaled.size)
-        weights = np.exp(scaled[ids])
+            ids = _best(scaled, sampling.top_k)
+            scaled = scaled[ids]
+        weights = np.exp(scaled, out=scaled)
     if sampling.top_p < 1.0:
         kept = _nucleus(weights, sampling.top_p)
-        ids, weights = ids[kept], weights[kept]
+        ids, weights = kept if ids is None else ids[kept], weights[kept]
     if sampling.min_p:
         kept = np.flatnonzero(weights >= np.float32(sampling.min_p))  # the best weighs 1, so min_p needs no scaling
-        ids, weights = ids[kept], weights[kept]
-    return ids, weights
+        ids, weights = kept if ids is None else ids[kept], weights[kept]
+    return np.arange(weights.size) if ids is None else ids, weights
+
+
+def _best(scaled: FloatArray, count: int) -> IntArray:
+    """Positions of the ``count`` highest values; ties with the last of them stay, as in the reference."""
+    for cut in _LOOKS:
+        near = np.flatnonzero(scaled >= cut)
+        if near.size >= count:
+            break
+    values = scaled[near]
+    best: IntArray = near[values >= np.partition(values, -count)[-count]]
+    return best
 
 
 def _nucleus(weights: FloatArray, top_p: float) -> IntArray:
     """Positions of the smallest set of heaviest weights whose mass reaches ``top_p`` of the whole."""
     target = top_p * float(weights.sum(dtype=np.float64))
-    order = None
-    if weights.size > _FIRST_LOOK:
-        top = np.argpartition(weights, -_FIRST_LOOK)[-_FIRST_LOOK:]
-        if float(weights[top].sum(dtype=np.float64)) >= target:
-            order = top[np.argsort(-weights[top], kind="stable")]
-    if order is None:
-        order = np.argsort(-weights, kind="stable")
+    for cut in _LOOKS:
+        heavy = np.flatnonzero(weights >= np.float32(math.exp(cut)))
+        if float(weights[heavy].sum(dtype=np.float64)) >= target:
+            break
+    order = heavy[np.argsort(-weights[heavy], kind="stable")]
     mass = np.cumsum(weights[order], dtype=np.float64)
     above = mass - weights[order]  # the mass of everything heavier: a token stays while this is short of the target
     return order[: max(1, int(np.searchsorted(above, target, side="left")))]
@@ -108,8 +119,15 @@ def _nucleus(weights: FloatArray, top_p: float) -> IntArray:
 
 def draw(ids: IntArray, weights: FloatArray, uniform: float) -> int:
     """The id at quantile ``uniform`` (in ``[0, 1)``) of the discrete distribution ``weights`` over ``ids``."""
-    mass = np.cumsum(weights, dtype=np.float64)
-    at = int(np.searchsorted(mass, uniform * mass[-1], side="right"))
+    # First the block, then the place in it: summing blocks is many times faster than a running sum over a vocabulary.
+    whole = weights.size // _BLOCK
+    blocks = np.cumsum(weights[: whole * _BLOCK].reshape(whole, _BLOCK).sum(axis=1, dtype=np.float64))
+    rest = float(weights[whole * _BLOCK :].sum(dtype=np.float64))
+    wanted = uniform * (rest + (blocks[-1] if whole else 0.0))
+    block = int(np.searchsorted(blocks, wanted, side="right"))
+    start = block * _BLOCK
+    mass = np.cumsum(weights[start : start + _BLOCK], dtype=np.float64) + (blocks[block - 1] if block else 0.0)
+    at = start + int(np.searchsorted(mass, wanted, side="right"))
     return int(ids[min(at, ids.size - 1)])
 
 

@@ -144,6 +144,14 @@ def test_the_ends_of_the_quantile_range_are_drawn_from_the_ends() -> None:
     assert draw(np.array([1, 5]), np.array([1.0, 0.0], np.float32), last) == 1
 
 
+def test_a_draw_from_a_vocabulary_is_its_quantile() -> None:
+    weights = np.exp(logits(4, 3001))
+    quantiles = np.cumsum(weights, dtype=np.float64) / weights.sum(dtype=np.float64)
+    for uniform in np.random.default_rng(0).random(2000):
+        at = draw(np.arange(weights.size), weights, uniform)
+        assert (quantiles[at - 1] if at else 0) - 1e-6 <= uniform <= quantiles[at] + 1e-6
+
+
 @pytest.mark.parametrize("temperature", [1e-45, 1e-30, 1e-5])
 def test_a_tiny_temperature_is_greedy_without_overflow(temperature: float) -> None:
     scores = logits(5)
