@@ -1,0 +1,158 @@
+"""From an encoder checkpoint to an ONNX file: trace the float model, then lower it with the checkpoint's integers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+
+from planish.errors import CheckpointError
+from planish.export.graph import Built, Progress, TensorSpec
+from planish.export.lower_ort import lower_to_ort
+from planish.export.quiet import quiet
+from planish.export.reader import CheckpointReader
+from planish.export.reference import load_float
+from planish.export.trace_ops import tracing
+
+__all__ = ["DISABLED_OPTIMIZERS", "OUTPUTS", "build_encoder", "input_names"]
+
+OUTPUTS = {
+    "feature-extraction": ("last_hidden_state",),
+    "text-classification": ("logits",),
+    "token-classification": ("logits",),
+    "question-answering": ("start_logits", "end_logits"),
+    "fill-mask": ("logits",),
+}
+"""Task -> outputs of the graph."""
+
+DISABLED_OPTIMIZERS = ("SkipLayerNormFusion", "BiasGeluFusion")
+"""Fusions of ONNX Runtime whose kernels are slower than the nodes they replace (docs/LOG.md)."""
+
+EXTERNAL_ABOVE = 1_500_000_000
+"""Bytes of weights above which they leave the model file; a protobuf ends at 2 GiB."""
+
+
+def build_encoder(
+    checkpoint: Path, scratch: Path, *, task: str, opset: int = 21, progress: Progress | None = None
+) -> Built:
+    """Trace and lower the encoder in ``checkpoint`` into ``scratch/model.onnx``.
+
+    Raises ``CheckpointError`` if transformers cannot load it or torch cannot trace it.
+    """
+    reader = CheckpointReader(checkpoint)
+    _tell(progress, "trace", 0)
+    model = load_float(checkpoint, task)
+    traced = _trace(model, task, opset)
+    _tell(progress, "trace", 1)
+    lower_to_ort(traced, reader, model.base_model_prefix)
+    traced.producer_name, traced.producer_version = "planish", ""
+    scratch.mkdir(parents=True, exist_ok=True)
+    files = _save(traced, scratch)
+    _tell(progress, "lower", 1)
+    return Built(
+        folder=scratch,
+        files=files,
+        opset=opset,
+        inputs=tuple(_spec(value) for value in traced.graph.inputs),
+        outputs=tuple(_spec(value) for value in traced.graph.outputs),
+        precision=_precision(reader),
+        disabled_optimizers=DISABLED_OPTIMIZERS,
+    )
+
+
+def input_names(model: Any) -> tuple[str, ...]:
+    """``token_type_ids`` is an input where the model tells segments apart."""
+    has_types = getattr(model.config, "type_vocab_size", 0) > 1
+    return ("input_ids", "attention_mask", "token_type_ids") if has_types else ("input_ids", "attention_mask")
+
+
+class _Outputs(torch.nn.Module):
+    """The model with the outputs of its task, and with the mask as an additive bias.
+
+    The bias ``[batch, 1, 1, sequence]`` is what transformers would build from the mask, in three nodes for its twenty.
+    """
+
+    def __init__(self, model: Any, task: str) -> None:
+        super().__init__()
+        self.model = model
+        self.names = OUTPUTS[task]
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, ...]:
+        smallest = torch.finfo(torch.float32).min
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": torch.where(attention_mask[:, None, None, :] != 0, 0.0, smallest),
+        }
+        if token_type_ids is not None:
+            inputs["token_type_ids"] = token_type_ids
+        answer = self.model(**inputs)
+        return tuple(answer[name] for name in self.names)
+
+
+def _trace(model: Any, task: str, opset: int) -> ir.Model:
+    names = input_names(model)
+    ids = torch.full((2, 7), 5, dtype=torch.int64)
+    example = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+    axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
+    try:
+        with quiet(), tracing(model), torch.no_grad():
+            program = torch.onnx.export(
+                _Outputs(model, task).eval(),
+                kwargs={name: example[name] for name in names},
+                dynamo=True,
+                opset_version=opset,
+                dynamic_shapes=dict.fromkeys(names, axes),
+                input_names=list(names),
+                output_names=list(OUTPUTS[task]),
+                verbose=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        kind = model.config.model_type
+        raise CheckpointError(
+            "an encoder torch.onnx can trace",
+            f"{kind}: {str(error).splitlines()[0][:160]}",
+            "open an issue with config.json",
+        ) from error
+    assert program is not None
+    traced: ir.Model = program.model
+    _strip_prefix(traced.graph)
+    return traced
+
+
+def _strip_prefix(graph: ir.Graph) -> None:
+    """Initializers are named as the model names its parameters."""
+    for name in list(graph.initializers):
+        if name.startswith("model."):
+            value = graph.initializers.pop(name)
+            value.name = name.removeprefix("model.")
+            graph.register_initializer(value)
+
+
+def _save(model: ir.Model, folder: Path) -> tuple[str, ...]:
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+    if size <= EXTERNAL_ABOVE:
+        ir.save(model, folder / "model.onnx")
+        return ("model.onnx",)
+    ir.save(model, folder / "model.onnx", external_data="model.onnx.data")
+    return ("model.onnx", "model.onnx.data")
+
+
+def _spec(value: ir.Value) -> TensorSpec:
+    assert value.name is not None
+    assert value.dtype is not None
+    assert value.shape is not None
+    shape = tuple(size if isinstance(size, int) else str(size.value) for size in value.shape)
+    return TensorSpec(value.name, value.dtype.numpy().name, shape)
+
+
+def _precision(reader: CheckpointReader) -> dict[str, str]:
+    return {"linear": "int8" if reader.quantized else "fp32", "compute": "fp32"}
+
+
+def _tell(progress: Progress | None, stage: str, done: int) -> None:
+    if progress is not None:
+        progress(stage, done, 1)

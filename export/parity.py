@@ -1,0 +1,195 @@
+"""Does an exported encoder compute what the checkpoint computes in torch?
+
+Quantized activations make the plain question useless: where ``x / scale`` lies at a rounding boundary, the last bit of
+a float decides the integer, one different integer disturbs the next layer's, and after a few layers two faithful
+programs differ by as much as quantization itself costs. So torch is *teacher-forced*: every quantizer in it reads the
+values the graph's own quantizer read, after they have been compared. Then nothing is amplified, all that is left is
+the order of float sums, and the tolerance can be tight. Each inner comparison counts, not only the outputs.
+
+The graph that is asked about its inner values is a copy with more outputs; a second, loose check compares the shipped
+file with it, so that a fusion that only happens in the shipped one is seen as well.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+
+from planish.errors import InputError, ParityError
+from planish.export.golden import Arrays, encoder_inputs, run_torch
+from planish.export.graph import Built, Progress
+from planish.export.probe import quantizer_inputs, write_probe
+from planish.export.quiet import quiet
+
+__all__ = ["DEFAULT_ATOL", "check_encoder", "open_session", "report"]
+
+DEFAULT_ATOL = 1e-3
+"""Largest absolute difference. Measured: 1e-5 on MiniLM, float or INT8; fp32 sums in another order cost that much."""
+
+_DRIFT = 0.5
+"""Free-running difference of the shipped file from its probed copy, over the output's RMS; strangers have 1.4."""
+
+_RAGGED = ((1,), (7,), (16, 9, 1), (64, 33, 2, 50), (128, 3))
+"""Lengths of the rows of each batch; one row of the greatest length is added."""
+
+
+def check_encoder(
+    built: Built,
+    model: Any,
+    *,
+    vocab_size: int,
+    max_length: int,
+    pad_token_id: int | None,
+    atol: float | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Compares the graph in ``built`` with a torch ``model`` on ragged, padded batches; returns the manifest's entry.
+
+    Raises ``ParityError`` if any difference is above ``atol`` (default 1e-3), ``InputError`` if that is no tolerance.
+    """
+    limit = tolerance(atol)
+    names = [spec.name for spec in built.inputs]
+    outputs = [spec.name for spec in built.outputs]
+    batches = [*_RAGGED, (max_length,)]
+    cases = []
+    with _Probe(built) as probe:
+        for index, asked in enumerate(batches):
+            if progress is not None:
+                progress("parity", index, len(batches))
+            lengths = [min(length, max_length) for length in asked]
+            inputs = encoder_inputs(names, lengths, vocab_size=vocab_size, pad_token_id=pad_token_id, seed=index)
+            cases.append(_case(probe, model, lengths, inputs, outputs))
+    return report(cases, limit)
+
+
+def tolerance(atol: float | None) -> float:
+    """The tolerance to judge with."""
+    limit = DEFAULT_ATOL if atol is None else float(atol)
+    if not 0 < limit < float("inf"):
+        raise InputError("a tolerance above 0", str(atol), "leave --atol out for the default")
+    return limit
+
+
+def report(cases: Sequence[dict[str, Any]], atol: float, default: float = DEFAULT_ATOL) -> dict[str, Any]:
+    """The manifest's ``parity.ort``; raises ``ParityError`` if a case is above ``atol`` (NaN counts as above)."""
+    worst = max(cases, key=lambda case: np.nan_to_num(case["max_abs_error"], nan=np.inf))
+    error = float(worst["max_abs_error"])
+    if not error <= atol:
+        raise ParityError(
+            f"the graph within {atol:g} of the checkpoint in torch",
+            f"a difference of {error:.3g} in case {worst['name']}",
+            "no bundle was written; if the difference is harmless, loosen --atol (the manifest will say so)",
+        )
+    return {
+        "atol": atol,
+        "default_atol": default,
+        "loosened": atol > default,
+        "max_abs_error": _rounded(error),
+        "cases": [{**case, "max_abs_error": _rounded(float(case["max_abs_error"]))} for case in cases],
+    }
+
+
+def open_session(path: Path, built: Built) -> onnxruntime.InferenceSession:
+    """A session as the runtime would open it, on one thread."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    for key, value in built.session.items():
+        options.add_session_config_entry(key, value)
+    return onnxruntime.InferenceSession(
+        str(path),
+        options,
+        providers=["CPUExecutionProvider"],
+        disabled_optimizers=list(built.disabled_optimizers) or None,
+    )
+
+
+class _Probe:
+    """The shipped graph and its copy that also returns what its quantizers read."""
+
+    def __init__(self, built: Built) -> None:
+        self._built = built
+
+    def __enter__(self) -> _Probe:
+        path = self._built.folder / self._built.files[0]
+        self.shipped = open_session(path, self._built)
+        self.readers = quantizer_inputs(path)
+        if self.readers:
+            with tempfile.TemporaryDirectory(dir=self._built.folder) as folder:
+                copy = write_probe(path, sorted(set(self.readers.values())), Path(folder))
+                self.copy = open_session(copy, self._built)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        del self.shipped
+
+    def run(self, inputs: Arrays) -> tuple[Arrays, Arrays]:
+        """Outputs of the shipped graph, and outputs and inner values of the copy (the same if nothing is quantized)."""
+        free = _run(self.shipped, inputs)
+        return free, _run(self.copy, inputs) if self.readers else free
+
+
+def _run(session: onnxruntime.InferenceSession, inputs: Arrays) -> Arrays:
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, inputs), strict=True))
+
+
+def _case(probe: _Probe, model: Any, lengths: list[int], inputs: Arrays, outputs: list[str]) -> dict[str, Any]:
+    free, inner = probe.run(inputs)
+    errors: list[float] = []
+    with quiet(), _forced(model, {module: inner[value] for module, value in probe.readers.items()}, errors):
+        expected = run_torch(model, inputs, outputs)
+    errors += [_difference(inner[name], expected[name]) for name in outputs]
+    name = f"batch {len(lengths)}, lengths {' '.join(map(str, lengths))}"
+    drift = max(_relative(free[name], inner[name]) for name in outputs)
+    if not drift <= _DRIFT:
+        raise ParityError(
+            "ONNX Runtime to compute the same with and without inner outputs",
+            f"a relative difference of {drift:.2g} in case {name}",
+            "report it with the checkpoint: a graph optimizer breaks this model",
+        )
+    return {"name": name, "max_abs_error": float(np.max(errors))}
+
+
+@contextmanager
+def _forced(model: Any, values: Arrays, errors: list[float]) -> Iterator[None]:
+    """Within, each module named in ``values`` reads that array; how far its own input was off goes to ``errors``."""
+
+    def force(given: torch.Tensor) -> Any:
+        def hook(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            errors.append(_difference(given.numpy(), inputs[0].numpy()))
+            return (given, *inputs[1:])
+
+        return hook
+
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(force(torch.from_numpy(array)), prepend=True)
+        for name, array in values.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _difference(got: Any, expected: Any) -> float:
+    if got.shape != expected.shape:
+        return float("inf")
+    return float(np.max(np.abs(got - expected)))
+
+
+def _relative(got: Any, expected: Any) -> float:
+    return float(np.sqrt(np.mean((got - expected) ** 2) / (np.mean(expected**2) + 1e-12)))
+
+
+def _rounded(error: float) -> float:
+    """Two digits: the last bits of a difference depend on the processor, and bundles are to repeat."""
+    return float(f"{error:.1e}")

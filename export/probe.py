@@ -1,0 +1,65 @@
+"""Look inside an exported graph: what its quantizers read, and which integers it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+__all__ = ["graph_integers", "quantizer_inputs", "write_probe"]
+
+SUFFIX = ".quantized.weight"
+
+
+def quantizer_inputs(path: Path) -> dict[str, str]:
+    """Module name -> name of the float value that is quantized to become its input."""
+    graph = ir.load(path).graph
+    readers = {}
+    for node in graph:
+        if node.op_type != "MatMulIntegerToFloat":
+            continue
+        integers, weight = node.inputs[0], node.inputs[1]
+        assert integers is not None
+        assert weight is not None
+        quantizer = integers.producer()
+        assert quantizer is not None
+        assert quantizer.inputs[0] is not None
+        for module in modules_of(weight):
+            readers[module] = str(quantizer.inputs[0].name)
+    return readers
+
+
+def modules_of(weight: ir.Value) -> list[str]:
+    """The modules whose integers an initializer holds, in order of columns."""
+    return str(weight.name).removesuffix(SUFFIX).split("|")
+
+
+def graph_integers(path: Path) -> dict[str, NDArray[Any]]:
+    """Module name -> int8 ``[out, in]`` (or ``[rows, width]``) as the graph holds them."""
+    found: dict[str, NDArray[Any]] = {}
+    for name, value in ir.load(path).graph.initializers.items():
+        if name.endswith(SUFFIX) and value.const_value is not None:
+            array = value.const_value.numpy()
+            is_table = any(node.op_type.startswith("Gather") for node in value.consumers())
+            modules = modules_of(value)
+            parts = [array] if is_table else np.split(array.T, len(modules))
+            found.update(zip(modules, parts, strict=True))
+    return found
+
+
+def write_probe(path: Path, values: Sequence[str], folder: Path) -> Path:
+    """A copy of the model with ``values`` as additional outputs."""
+    model = ir.load(path)
+    wanted = set(values)
+    for node in model.graph:
+        for value in node.outputs:
+            if value.name in wanted:
+                value.type = value.type or ir.TensorType(ir.DataType.FLOAT)
+                model.graph.outputs.append(value)
+    copy = folder / "probe.onnx"
+    ir.save(model, copy)
+    return copy

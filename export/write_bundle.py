@@ -1,0 +1,167 @@
+"""Write a bundle: everything in a temporary sibling directory, the manifest last, then one rename."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from planish.errors import HostError, InputError
+from planish.export.golden import Arrays, write_golden
+from planish.export.graph import Built
+from planish.export.quiet import quiet
+from planish.runtime import Manifest, write_manifest
+
+__all__ = ["check_output", "staging", "write_bundle"]
+
+SIDE_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "LICENSE",
+    "LICENSE.txt",
+    "LICENSE.md",
+    "NOTICE",
+)
+"""Copied as the checkpoint has them."""
+
+
+def check_output(output: str | Path) -> Path:
+    """The absolute path of a bundle that may be written; raises ``InputError`` if something is there already."""
+    path = Path(os.path.abspath(output))
+    if path.is_symlink() or (path.exists() and not (path.is_dir() and not any(path.iterdir()))):
+        raise InputError(f"a free output path: {path}", "something already there", "remove it, or choose another -o")
+    if not path.parent.is_dir():
+        raise InputError(f"a directory at {path.parent}", "none", f"mkdir -p {path.parent}")
+    return path
+
+
+@contextlib.contextmanager
+def staging(output: Path) -> Iterator[Path]:
+    """A temporary sibling that becomes ``output`` if the block succeeds, and is removed if anything stops it.
+
+    Raises ``HostError`` if the disk refuses.
+    """
+    with _disk_errors(output):
+        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
+    try:
+        with _disk_errors(output):
+            yield folder
+            folder.chmod(0o755)
+            _sync(folder)
+            os.rename(folder, output)
+            _fsync(output.parent)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def write_bundle(
+    folder: Path,
+    checkpoint: Path,
+    built: Built,
+    fields: Mapping[str, Any],
+    golden: tuple[Arrays, Arrays],
+    config: Mapping[str, Any],
+) -> Manifest:
+    """Fills ``folder``: the graph of ``built`` is moved there, side files are copied, and the manifest comes last."""
+    target = folder / "onnx" / "ort"
+    target.mkdir(parents=True)
+    for name in built.files:
+        os.replace(built.folder / name, target / name)
+    shutil.rmtree(built.folder)
+    plain = {key: value for key, value in config.items() if key != "quantization_config"}
+    _write_text(folder / "config.json", json.dumps(plain, sort_keys=True, indent=1, ensure_ascii=False) + "\n")
+    _copy_side_files(checkpoint, folder)
+    write_golden(folder, *golden)
+    _write_text(folder / "README.md", _readme(fields, built))
+    return write_manifest(folder, {**fields, "dialects": {"ort": _dialect(built)}, "generation": built.generation})
+
+
+def _dialect(built: Built) -> dict[str, Any]:
+    return {
+        "path": f"onnx/ort/{built.files[0]}",
+        "opset": built.opset,
+        "inputs": [spec.to_json() for spec in built.inputs],
+        "outputs": [spec.to_json() for spec in built.outputs],
+        "precision": built.precision,
+        "session": built.session,
+        "disabled_optimizers": list(built.disabled_optimizers),
+    }
+
+
+def _copy_side_files(checkpoint: Path, folder: Path) -> None:
+    for name in SIDE_FILES:
+        if (checkpoint / name).is_file():
+            shutil.copyfile(checkpoint / name, folder / name)
+    if not (folder / "tokenizer.json").exists():
+        _convert_tokenizer(checkpoint, folder)
+
+
+def _convert_tokenizer(checkpoint: Path, folder: Path) -> None:
+    """Old checkpoints have a vocabulary without ``tokenizer.json``; transformers makes one.
+
+    A checkpoint without any tokenizer still gives a bundle that takes ids.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(checkpoint, use_fast=True, local_files_only=True)
+            backend = getattr(tokenizer, "backend_tokenizer", None)
+    except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError):
+        return
+    if backend is not None:
+        _write_text(folder / "tokenizer.json", backend.to_str(pretty=True))
+
+
+def _readme(fields: Mapping[str, Any], built: Built) -> str:
+    words = ", ".join(f"{key} {value}" for key, value in sorted(built.precision.items()))
+    return f"""# {fields["source"]["name"]}, planished
+
+A {fields["architecture"]} for {fields["task"]}, exported for {fields["profile"]} ({words}).
+
+    planish verify .          every file against manifest.json
+    planish run . "a text"    answers
+    planish bench .           latency on this machine
+
+In Python: `planish.runtime.load(".")` (needs onnxruntime, tokenizers and numpy only). `manifest.json` says where the
+model came from, what was done to it and how far the graph may be from the checkpoint; `golden/` holds inputs and the
+checkpoint's answers. Do not edit a file: the runtime refuses a bundle that is not as it was written.
+"""
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _disk_errors(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+        fix = "free some space or choose another disk" if full else "check the folder's permissions"
+        raise HostError(f"to write under {output.parent}", error.strerror or str(error), fix) from error
+
+
+def _sync(folder: Path) -> None:
+    for path in [*sorted(folder.rglob("*")), folder]:
+        _fsync(path)
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
