@@ -83,7 +83,8 @@ def encoder_graph(task: str, seed: int, noise: float) -> onnx.ModelProto:
         tensors.append(numpy_helper.from_array(np.array([2]), "two"))
         outputs = {"start_logits": shape, "end_logits": shape}
     else:
-        tensors.append(numpy_helper.from_array(np.ascontiguousarray(words.T), "table"))
+        table = np.random.default_rng(2).normal(0, 1, words.T.shape) + words.T
+        tensors.append(numpy_helper.from_array(table.astype(np.float32), "table"))
         nodes.append(helper.make_node("MatMul", ["vectors", "table"], ["logits"]))
         outputs = {"logits": [*shape, len(words)]}
     return model_of(nodes, tensors, {"input_ids": shape, "attention_mask": shape}, outputs)
@@ -106,7 +107,7 @@ def decoder_graph(seed: int, noise: float) -> onnx.ModelProto:
     constants = {"table": table.astype(np.float32), "logits_to_keep": np.array(1)}
     constants |= {"zero": np.array([0]), "end": np.array([2**31]), "axis": np.array([1])}
     tensors = [numpy_helper.from_array(value, name) for name, value in constants.items()]
-    model = model_of(
+    graph = model_of(
         nodes,
         tensors,
         {"input_ids": ["batch", "sequence"], "attention_mask": ["batch", "all"], "logits_to_keep": []},
@@ -114,8 +115,8 @@ def decoder_graph(seed: int, noise: float) -> onnx.ModelProto:
     )
     for name in names:
         value = helper.make_tensor_value_info(f"past_key_values.{name}", TensorProto.FLOAT, past)
-        model.graph.input.append(value)
-    return model
+        graph.graph.input.append(value)
+    return graph
 
 
 def model_of(nodes: list[Any], tensors: list[Any], inputs: dict[str, Any], outputs: dict[str, Any]) -> onnx.ModelProto:
@@ -126,8 +127,7 @@ def model_of(nodes: list[Any], tensors: list[Any], inputs: dict[str, Any], outpu
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs.items()],
         tensors,
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    return model
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
 
 
 def tensor_infos(values: Any) -> list[dict[str, Any]]:
@@ -197,11 +197,20 @@ MakeBundle = Callable[..., Path]
 
 @pytest.fixture
 def make_bundle(tmp_path: Path) -> MakeBundle:
-    """``make_bundle(name, task="text-classification", seed=0, noise=0.0, **manifest fields)``."""
+    """``make_bundle(name, task, seed=, noise=, graph=, **manifest fields)``; ``graph`` puts another task's graph in."""
 
-    def make(name: str, task: str = "text-classification", *, seed: int = 0, noise: float = 0.0, **fields: Any) -> Path:
-        model = decoder_graph(seed, noise) if task == "text-generation" else encoder_graph(task, seed, noise)
-        return save_bundle(tmp_path / name, model, task=task, **{**TASK_FIELDS[task], **fields})
+    def make(
+        name: str,
+        task: str = "text-classification",
+        *,
+        seed: int = 0,
+        noise: float = 0.0,
+        graph: str | None = None,
+        **fields: Any,
+    ) -> Path:
+        kind = graph or task
+        model = decoder_graph(seed, noise) if kind == "text-generation" else encoder_graph(kind, seed, noise)
+        return save_bundle(tmp_path / name, model, **{"task": task, **TASK_FIELDS[task], **fields})
 
     return make
 

@@ -86,7 +86,7 @@ def test_too_few_pairs_give_an_infinite_interval() -> None:
 
 
 def constrained_score(lost: int, gained: int, n: int, delta: float) -> float:
-    """Tango's statistic from its definition: the variance is maximum likelihood under "the loss is delta", found numerically."""
+    """Tango's statistic by definition: the variance is that of the likeliest model whose loss is ``delta``."""
 
     def negative_likelihood(q: float) -> float:
         both = 1 - 2 * q - delta
