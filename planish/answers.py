@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from planish.errors import InputError
@@ -12,7 +13,7 @@ __all__ = ["answers", "answers_as_lines", "generation_options"]
 
 def answers(model: Any, texts: list[str], options: dict[str, Any]) -> list[Any]:
     """One JSON-ready answer per text, by the model's task."""
-    ask = {
+    ask: dict[str, Callable[[], Any]] = {
         "feature-extraction": lambda: model.embed(texts),
         "text-classification": lambda: model.classify(texts, top_k=options.get("top_k")),
         "token-classification": lambda: model.tag(texts),

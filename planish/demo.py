@@ -1,8 +1,8 @@
 """``planish demo``: a real BERT and a real GPT shipped, without a network, and one table of what it cost and brought.
 
 The models travel in packages: all-MiniLM-L6-v2 and SmolLM2-135M-Instruct. SmolLM2 is packaged as 4-bit GGUF, so its
-weights lie on a 4-bit grid and INT4 would be free; its channels are permuted first, which keeps the function and removes
-the grid.
+weights lie on a 4-bit grid and INT4 would be free; its channels are permuted first, which keeps the function and
+removes the grid.
 """
 
 from __future__ import annotations

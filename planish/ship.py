@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from planish.errors import InputError
 
@@ -95,7 +95,8 @@ def as_directory(model: str, folder: Path, trust_remote_code: bool) -> Path:
     opened = compress.open_checkpoint(model, trust_remote_code)
     if not opened.is_gguf:
         return opened.path
-    opened.load_model().save_pretrained(folder)
+    parent: Any = opened.load_model()
+    parent.save_pretrained(folder)
     opened.tokenizer().save_pretrained(folder)
     return folder
 
