@@ -42,6 +42,7 @@ from planish.gate.statistics import Interval, finite_or_none
 
 __all__ = ["Check", "Verdict", "judge_budget", "judge_floor", "judge_loss", "overall"]
 
+ALPHA = 0.025  # one-sided, as a 95 % interval has it
 SLACK = 4.0  # rule "point": the interval must exclude a loss of so many margins
 
 
@@ -104,19 +105,20 @@ def overall(checks: Iterable[Check]) -> Verdict:
     return Verdict.PASS if verdicts else Verdict.INCONCLUSIVE
 
 
-def loss_verdict(loss: Interval, margin: float, rule: Rule) -> Verdict:
-    """The rule for a loss; ``loss`` and ``margin`` in the same unit, positive is worse."""
+def loss_verdict(loss: Interval, margin: float, rule: Rule, p_worse: float | None = None) -> Verdict:
+    """The rule for a loss; ``loss`` and ``margin`` in the same unit, positive is worse; an exact p where there is one."""
     if not math.isfinite(loss.estimate):
         return Verdict.REGRESS if loss.estimate > 0 else Verdict.INCONCLUSIVE
-    if loss.estimate > margin and loss.low > 0:
+    worse = loss.low > 0 if p_worse is None else p_worse <= ALPHA
+    if loss.estimate > margin and worse:
         return Verdict.REGRESS
     bound = margin if rule == "interval" else max(SLACK * margin, 1e-12)
     return Verdict.PASS if loss.estimate <= margin and loss.high <= bound else Verdict.INCONCLUSIVE
 
 
-def judge_loss(name: str, loss: Interval, margin: float, n: int, rule: Rule) -> Check:
-    """A loss in points against a margin in points."""
-    verdict = loss_verdict(loss, margin, rule)
+def judge_loss(name: str, loss: Interval, margin: float, n: int, rule: Rule, *, p_worse: float | None = None) -> Check:
+    """A loss in points against a margin in points; for hits and misses with the exact McNemar ``p_worse``."""
+    verdict = loss_verdict(loss, margin, rule, p_worse)
     found = f"{name} {describe_loss(loss.estimate)} points ({loss.low:+.2f} to {loss.high:+.2f}, n = {n})"
     reason = f"{found}; at most {margin:g} may be lost{more_samples(verdict)}"
     return Check(f"{name} loss", verdict, loss.estimate, margin, "points", reason, loss, n)

@@ -16,7 +16,7 @@ from planish.gate.metrics import Measured
 from planish.gate.resample import bootstrap
 from planish.gate.statistics import Interval, mcnemar, tango_interval, wilson_interval
 
-__all__ = ["LEAST_SAMPLES", "estimate", "log_ratio", "paired_loss"]
+__all__ = ["LEAST_SAMPLES", "estimate", "exact_p", "log_ratio", "paired_loss"]
 
 Floats = NDArray[np.float64]
 
@@ -40,6 +40,11 @@ def paired_loss(candidate: Measured, baseline: Measured, *, seed: int = 0) -> In
 
     interval = bootstrap(np.concatenate([candidate.rows, baseline.rows], axis=1), loss, seed=seed)
     return enough(interval, candidate.n).map(points)
+
+
+def exact_p(candidate: Measured, baseline: Measured) -> float | None:
+    """McNemar's exact one-sided p that the candidate is worse; None for metrics that are no hits and misses."""
+    return mcnemar(candidate.rows[:, 0], baseline.rows[:, 0]).p_worse if candidate.binary else None
 
 
 def points(share: float) -> float:

@@ -39,7 +39,7 @@ from planish.gate.likelihood import Likelihood, compare_likelihood
 from planish.gate.limits import AGREEMENT, Limits
 from planish.gate.metrics import Measured, accuracy, answer_token_f1, exact_match, macro_f1, span_f1
 from planish.gate.outputs import Failure, Outputs, collect, label_list
-from planish.gate.paired import estimate, log_ratio, paired_loss
+from planish.gate.paired import estimate, exact_p, log_ratio, paired_loss
 from planish.gate.report import GateReport, Pair, Side
 from planish.gate.slowdown import Comparison, Judged, Plan, judge_latency
 from planish.gate.workloads import probes, shapes_for
@@ -157,7 +157,9 @@ class Session:
             loss = paired_loss(new, old, seed=self.seed)
             self.metrics.append(Pair(new.name, new.value, old.value, loss, "points lost", new.n))
             if number == 0:
-                self.checks.append(judge_loss(new.name, loss, self.limits.max_loss_points, new.n, self.limits.rule))
+                limits, p_worse = self.limits, exact_p(new, old)
+                check = judge_loss(new.name, loss, limits.max_loss_points, new.n, limits.rule, p_worse=p_worse)
+                self.checks.append(check)
 
     def scores(self, said: Outputs) -> list[Measured]:
         samples = self.samples.samples

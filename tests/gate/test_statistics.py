@@ -132,10 +132,10 @@ def test_wilson_is_scipys(n: int, successes: int) -> None:
 
 def test_the_detectable_ratio_is_found_with_its_power() -> None:
     rng = np.random.default_rng(1)
-    interval = hodges_lehmann(rng.normal(0, 0.03, 100), 0.95)
-    slowdown = math.log(minimum_detectable_ratio(interval))
+    ratios = [minimum_detectable_ratio(hodges_lehmann(rng.normal(0, 0.03, 100), 0.95)) for _ in range(50)]
+    slowdown = math.log(np.median(ratios))
     found = [wilcoxon_greater(rng.normal(slowdown, 0.03, 100)) < 0.01 for _ in range(400)]
-    assert 0.7 <= np.mean(found) <= 0.95
+    assert 0.72 <= np.mean(found) <= 0.88
 
 
 def test_an_interval_maps_through_an_increasing_function() -> None:

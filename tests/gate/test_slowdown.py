@@ -1,0 +1,195 @@
+"""The latency rule on simulated time: few false alarms, true slowdowns found, and mutations of the rule noticed."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from planish.gate import slowdown
+from planish.gate.checks import Verdict
+from planish.gate.clock import Timing
+from planish.gate.latency import block, block_length, compare, warm_up
+from planish.gate.slowdown import Comparison, Pairs, Plan, bounds, decide, judge_latency
+
+
+class Machine:
+    """Simulated work on a busy machine: a few percent of noise, now and then a disturbance, and heat that slows all."""
+
+    def __init__(self, seed: int, noise: float = 0.03, drift: float = 0.0) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.noise, self.drift = noise, drift
+        self.now = self.used = 0.0
+
+    def cpu(self) -> float:
+        return self.used
+
+    def wall(self) -> float:
+        return self.now
+
+    def work(self, seconds: float) -> Callable[[], None]:
+        def run() -> None:
+            took = seconds * math.exp(self.rng.normal(0, self.noise)) * (1 + self.drift * self.now)
+            took *= 1 + (self.rng.exponential(0.2) if self.rng.random() < 0.1 else 0)
+            self.used += took
+            self.now += took * (1 + self.rng.exponential(0.5))  # neighbours steal the wall clock
+
+        return run
+
+
+def measure(slower: float, seed: int, noise: float = 0.03, **changes: float) -> Comparison:
+    machine = Machine(seed, noise, drift=changes.pop("drift", 0.0))
+    plan = replace(Plan(seconds=20.0, seed=seed), **changes)
+    candidate, baseline = block(machine.work(0.01 * slower), 2), block(machine.work(0.01), 2)
+    return compare("1x8", candidate, baseline, plan, clock=machine)[0]
+
+
+def verdicts(slower: float, rounds: int = 60, **changes: float) -> Counter[str]:
+    return Counter(str(measure(slower, seed, **changes).verdict) for seed in range(rounds))
+
+
+def test_equal_models_pass_and_never_regress() -> None:
+    found = verdicts(1.0, rounds=150)
+    assert found["regress"] <= 1
+    assert found["pass"] >= 140
+
+
+def test_a_true_ten_percent_is_found() -> None:
+    assert verdicts(1.10)["regress"] >= 58
+
+
+def test_a_true_five_percent_does_not_pass() -> None:
+    found = verdicts(1.05, rounds=100)
+    assert found["pass"] <= 5
+    assert found["regress"] >= 80
+
+
+def test_a_faster_model_passes_at_the_first_look() -> None:
+    result = measure(0.5, 0)
+    assert result.verdict == "pass"
+    assert result.pairs == slowdown.FIRST_LOOK
+    assert result.ratio.low < 0.5 < result.ratio.high or abs(result.ratio.estimate - 0.5) < 0.02
+
+
+def test_heat_that_slows_both_does_not_alarm() -> None:
+    """The machine slows fivefold while measuring: one block after the other would call it a regress."""
+    found = verdicts(1.0, drift=0.2)
+    assert found["regress"] <= 1
+    assert found["pass"] >= 50
+
+
+def test_a_required_speedup_is_judged_at_its_limit() -> None:
+    assert measure(0.40, 1, limit=0.5).verdict == "pass"
+    assert measure(0.60, 1, limit=0.5).verdict == "regress"
+    assert verdicts(0.5, limit=0.5, rounds=40)["pass"] <= 4  # at the limit itself nothing is proven
+
+
+def test_without_a_limit_nothing_is_judged() -> None:
+    result = measure(1.5, 0, limit=None)  # type: ignore[arg-type]
+    assert result.verdict == "pass"
+    assert not judge_latency(result).required
+
+
+def test_too_little_time_is_inconclusive() -> None:
+    result = measure(1.2, 0, seconds=0.3)
+    assert result.verdict == "inconclusive"
+    assert "give more time" in judge_latency(result).reason
+
+
+def test_a_very_noisy_machine_is_inconclusive_or_right() -> None:
+    found = verdicts(1.0, noise=0.6, seconds=4.0)
+    assert found["regress"] <= 2
+    assert found["inconclusive"] >= 30
+
+
+def test_a_difference_below_the_floor_never_regresses() -> None:
+    assert measure(1.3, 0, floor_seconds=0.02).verdict == "pass"
+    assert measure(1.3, 0, floor_seconds=0.0001).verdict == "regress"
+
+
+def test_a_clock_that_stands_still_is_inconclusive() -> None:
+    pairs = Pairs([Timing(0.0, 1.0)] * 30, [Timing(0.0, 1.0)] * 30)
+    result = decide("x", pairs, Plan())
+    assert (result.verdict, result.lost, result.pairs) == (Verdict.INCONCLUSIVE, 30, 30)
+    assert "stood still" in judge_latency(result).reason
+    assert result.to_json()["ratio"]["estimate"] is None
+
+
+def test_a_clock_that_jumps_back_now_and_then_costs_pairs_only() -> None:
+    good = [Timing(1.0 + 0.001 * i, 1.0) for i in range(60)]
+    jumped = [Timing(-5.0, 1.0), *good[1:]]
+    result = decide("x", Pairs(jumped, good), Plan())
+    assert (result.verdict, result.lost) == (Verdict.PASS, 1)
+
+
+def test_the_wall_clock_is_judged_when_asked() -> None:
+    slow_wall = Pairs([Timing(1.0, 1.5 + 0.001 * i) for i in range(40)], [Timing(1.0, 1.0)] * 40)
+    assert decide("x", slow_wall, Plan()).verdict == "pass"
+    assert decide("x", slow_wall, Plan(judged="wall")).verdict == "regress"
+    assert decide("x", slow_wall, Plan()).wall_ratio.estimate > 1.5  # reported all the same
+
+
+@pytest.mark.parametrize(
+    ("limit", "allowed", "suspect"), [(1.05, 1.05, 1.03), (1.5, 1.5, 1.48), (1.0, 1.0, 1.0), (0.5, 0.5, 0.5)]
+)
+def test_bounds(limit: float, allowed: float, suspect: float) -> None:
+    assert bounds(limit, 1.0, 0.0) == pytest.approx((allowed, suspect))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "slower"),
+    [
+        ("ALPHA", 0.0, 1.10),  # never significant: nothing is ever found
+        ("LEAST_PAIRS", 10**6, 1.0),  # never enough: nothing ever passes
+        ("FINAL", 0.02, 1.05),  # an interval of a hair's width: true slowdowns slip through
+    ],
+)
+def test_a_broken_rule_is_noticed(monkeypatch: pytest.MonkeyPatch, name: str, value: float, slower: float) -> None:
+    """Each mutation breaks one of the promises tested above."""
+    monkeypatch.setattr(slowdown, name, value)
+    monkeypatch.setattr(slowdown, "CLEAR", 0.0 if name == "FINAL" else slowdown.CLEAR)
+    found = verdicts(slower)
+    if slower == 1.0:
+        assert found["pass"] < 50
+    elif slower == 1.10:
+        assert found["regress"] < 58
+    else:
+        assert found["pass"] > 3
+
+
+def test_the_order_inside_pairs_is_random_and_seeded() -> None:
+    def orders(seed: int) -> str:
+        machine, seen = Machine(0), []
+
+        def side(name: str) -> Callable[[], None]:
+            run = machine.work(0.01)
+            return lambda: (seen.append(name), run())[1]  # type: ignore[func-returns-value]
+
+        compare("x", block(side("c"), 1), block(side("b"), 1), Plan(seconds=2.0, seed=seed), clock=machine)
+        return "".join(seen)
+
+    assert orders(1) == orders(1) != orders(2)
+    assert "ccbb" in orders(1)
+    assert "bbcc" in orders(1)
+
+
+def test_warm_up_goes_on_until_the_times_settle() -> None:
+    calls = []
+
+    def probe(clock: Machine) -> dict[str, Timing]:
+        calls.append(1)
+        return {"inference": Timing(1.0, 1.0 + 1.0 / len(calls) ** 2)}
+
+    warm_up(probe, lambda clock: {"inference": Timing(1.0, 1.0)}, Machine(0), end=math.inf)  # type: ignore[arg-type]
+    assert len(calls) == 4
+
+
+def test_blocks_are_long_enough_for_the_clock() -> None:
+    machine = Machine(0, noise=0.0)
+    assert 10 <= block_length(machine.work(0.001), machine) <= 20
+    assert block_length(machine.work(1.0), machine) == 1
+    assert block_length(lambda: None, machine) == 1
