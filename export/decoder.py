@@ -10,7 +10,7 @@ from planish.errors import CheckpointError, nearest
 from planish.export.emit_blocks import Blocks, Dimensions
 from planish.export.emit_graph import EmitGraph
 from planish.export.graph import Built, Progress, TensorSpec
-from planish.export.reader import CheckpointReader
+from planish.export.reader import CheckpointReader, read_json
 
 __all__ = ["FAMILIES", "build_decoder"]
 
@@ -25,7 +25,7 @@ FAMILIES = {
 }
 """model_type -> module with ``dimensions(config)`` and ``emit(blocks)``."""
 
-SESSION: dict[str, str] = {}
+_DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 DISABLED_OPTIMIZERS: tuple[str, ...] = ("SkipLayerNormFusion",)
 ACCURACY_LEVEL = 4
 
@@ -64,8 +64,7 @@ def build_decoder(
         opset=opset,
         inputs=_input_specs(dimensions),
         outputs=specs,
-        precision=precision(reader),
-        session=dict(SESSION),
+        precision={role: " + ".join(sorted(kinds)) for role, kinds in blocks.stored.items()} | {"compute": "fp32"},
         disabled_optimizers=DISABLED_OPTIMIZERS,
         generation=_generation(reader, dimensions),
     )
@@ -84,9 +83,9 @@ def _family(config: dict[str, Any]) -> Any:
 
 def _declare_outputs(blocks: Blocks, logits: Any) -> tuple[TensorSpec, ...]:
     d, graph = blocks.dimensions, blocks.graph
-    graph.output(logits, "logits", "float32", ("batch", "positions", d.vocab))
+    graph.output(logits, "logits", "float32", ("batch", 1, d.vocab))
     shape = ("batch", d.kv_heads, "present", d.head_dim)
-    specs = [TensorSpec("logits", "float32", ("batch", "positions", d.vocab))]
+    specs = [TensorSpec("logits", "float32", ("batch", 1, d.vocab))]
     for index, pair in enumerate(blocks.presents):
         for part, value in zip(("key", "value"), pair, strict=True):
             graph.output(value, f"present.{index}.{part}", "float32", shape)
@@ -106,10 +105,21 @@ def _input_specs(d: Dimensions) -> tuple[TensorSpec, ...]:
     return (ids, mask, *past)
 
 
-def precision(reader: CheckpointReader) -> dict[str, str]:
-    """Words for the manifest, out of ``quantization_config``."""
-    return {}
-
-
 def _generation(reader: CheckpointReader, d: Dimensions) -> dict[str, Any]:
-    return {}
+    """The manifest's ``generation``; ``generation_config.json`` overrules ``config.json``, as in transformers."""
+    path = reader.directory / "generation_config.json"
+    settings = {**reader.config, **(read_json(path, "a generation config") if path.is_file() else {})}
+    end = settings.get("eos_token_id")
+    ends = [] if end is None else [int(token) for token in (end if isinstance(end, list) else [end])]
+    sampled = bool(settings.get("do_sample"))
+    return {
+        "num_layers": d.layers,
+        "num_kv_heads": d.kv_heads,
+        "head_dim": d.head_dim,
+        "max_length": d.max_length,
+        "cache_dtype": "float32",
+        "bos_token_id": settings.get("bos_token_id"),
+        "eos_token_ids": ends,
+        "pad_token_id": settings.get("pad_token_id"),
+        "defaults": {key: settings[key] for key in _DEFAULTS if sampled and settings.get(key) is not None},
+    }

@@ -67,6 +67,7 @@ class Blocks:
         self.progress = progress
         self.tables: dict[str, Table] = {}
         self.presents: list[tuple[ir.Value, ir.Value]] = []
+        self.stored: dict[str, set[str]] = {"linear": set(), "embedding": set(), "head": set()}
         self._declare_inputs()
         self._derive()
 
@@ -103,7 +104,9 @@ class Blocks:
 
     def embed(self, ids: ir.Value, module: str) -> ir.Value:
         """Rows of an embedding, ``[batch, sequence, width]``; the table is kept for a tied head."""
-        rows, self.tables[module] = emit_table(self.graph, ids, self.reader.embedding(module), module)
+        table = self.reader.embedding(module)
+        self.stored["embedding"].add(_words(table))
+        rows, self.tables[module] = emit_table(self.graph, ids, table, module)
         return rows
 
     def linear(self, x: ir.Value, *modules: str, transposed: bool = False) -> ir.Value | list[ir.Value]:
@@ -118,7 +121,9 @@ class Blocks:
         """One linear."""
         return self.product(x, self.reader.linear(module, transposed=transposed), module)
 
-    def product(self, x: ir.Value, layer: Layer, name: str) -> ir.Value:
+    def product(self, x: ir.Value, layer: Layer, name: str, role: str = "linear") -> ir.Value:
+        """``x`` times a layer; ``role`` is the part of the precision report the layer belongs to."""
+        self.stored[role].add(_words(layer))
         return emit_linear(self.graph, x, layer, name, accuracy_level=self.accuracy_level)
 
     def rms_norm(self, x: ir.Value, module: str, epsilon: float) -> ir.Value:
@@ -154,7 +159,7 @@ class Blocks:
         rotary: tuple[ir.Value, ir.Value] | None = None,
         scale: float | None = None,
     ) -> ir.Value:
-        """Causal attention of the next layer: query, key, value packed or apart in, ``[batch, sequence, width]`` out."""
+        """Causal attention of the next layer, ``[batch, sequence, width]``; query, key, value come packed or apart."""
         d, past = self.dimensions, self.past[len(self.presents)]
         inputs = [*qkv] if isinstance(qkv, list) else [qkv, None, None]
         inputs += [*past, self.seqlens_k, self.total_length, *(rotary or ())]
@@ -210,8 +215,17 @@ class Blocks:
                 f"tensor {module}.weight", "none, and no tied embeddings", "copy the checkpoint again"
             )
         if layer is None or same_layer(layer, table.layer):
+            self.stored["head"].add(_words(table.layer))
             return emit_tied_head(self.graph, hidden, table, module, accuracy_level=self.accuracy_level)
-        return self.product(hidden, layer, module)
+        return self.product(hidden, layer, module, "head")
+
+
+def _words(layer: Layer) -> str:
+    if not isinstance(layer, QuantizedLinear):
+        return "fp32"
+    span = f" g{layer.group_size}" if layer.group_size else ""
+    inputs = f" with int8 inputs per {layer.activations}" if layer.activations else ""
+    return f"int{layer.bits}{span}{inputs}"
 
 
 def same_layer(one: Layer, other: Layer) -> bool:

@@ -7,6 +7,7 @@ after loading.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -39,6 +40,7 @@ class EmitGraph:
         self.outputs: list[ir.Value] = []
         self._tape = ir.tape.Tape()
         self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
+        self._memory: dict[Any, Any] = {}
         self._data_name = "model.onnx.data"
         self._data = (folder / self._data_name).open("wb")
 
@@ -85,6 +87,12 @@ class EmitGraph:
             name = f"constant_{len(self._constants)}"
             self._constants[key] = self._tape.initializer(ir.tensor(array, name=name))
         return self._constants[key]
+
+    def once(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What ``make()`` gave the first time it was asked for under ``key``; for nodes that several layers share."""
+        if key not in self._memory:
+            self._memory[key] = make()
+        return self._memory[key]
 
     def weight(self, name: str, array: Array) -> ir.Value:
         """A weight: appended to the data file now, forgotten here."""

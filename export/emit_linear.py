@@ -1,14 +1,14 @@
 """How linear layers, embeddings and heads are spelled in the `ort` dialect.
 
 Weight-only integers become com.microsoft MatMulNBits, 8-bit tables GatherBlockQuantized; the integers are those of the
-checkpoint, offset to unsigned. Layers whose activations are quantized too use standard MatMulInteger. Operator
+checkpoint, offset to unsigned. Layers whose activations are quantized too are spelled as in encoders. Operator
 contracts: ONNX Runtime's ContribOperators.md.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx_ir as ir
@@ -154,24 +154,11 @@ def _nbits(
 
 
 def _dynamic(graph: EmitGraph, x: ir.Value, layer: QuantizedLinear, name: str) -> ir.Value:
-    """Symmetric 8-bit activations, one scale a token (or a tensor): the formula of compressed-tensors 0.20."""
-    if layer.bits != 8 or layer.zero_point is not None or layer.scale.shape[1] != 1:
-        raise CheckpointError(
-            f"{name} with symmetric 8-bit weights by channel, as its activations are 8 bit",
-            f"{layer.bits} bits in {layer.scale.shape[1]} groups a row",
-            "use the pass int8-linear, or weight-only without activations",
-        )
-    axes = graph.constant([-1]) if layer.activations == "token" else None
-    largest = graph.op("ReduceMax", graph.op("Abs", x), axes, keepdims=1)
-    smallest = graph.constant(np.finfo(np.float32).tiny, "float32")
-    scale = graph.op("Max", graph.op("Div", largest, graph.constant(127.5, "float32")), smallest)
-    rounded = graph.op("Round", graph.op("Div", x, scale))
-    clipped = graph.op("Clip", rounded, graph.constant(-128, "float32"), graph.constant(127, "float32"))
-    integers = graph.op("Cast", clipped, to=int(ir.DataType.INT8))
-    product = graph.op("MatMulInteger", integers, graph.weight(f"{name}.weight", layer.values.T))
-    result = graph.op("Mul", graph.op("Cast", product, to=int(ir.DataType.FLOAT)), scale)
-    result = graph.op("Mul", result, graph.half(f"{name}.scale", layer.scale[:, 0]))
-    return result if layer.bias is None else graph.op("Add", result, graph.weight(f"{name}.bias", layer.bias))
+    """8-bit activations: the spelling encoders have."""
+    from planish.export.lower_builder import Builder
+    from planish.export.lower_linear import lower_linear  # which imports this module
+
+    return lower_linear(cast(Builder, graph), x, layer, name)
 
 
 def _block(layer: QuantizedLinear, name: str) -> int:

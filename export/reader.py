@@ -4,7 +4,7 @@ A checkpoint is a Hugging Face directory: ``config.json`` and ``model.safetensor
 ``config.json`` has a ``quantization_config`` in the compressed-tensors layout (docs/formats.md, section 1), linears and
 embeddings come back as the integers, scales and zero points that are stored; nothing is rounded, nothing dequantized.
 
-Source of the layout: compressed-tensors 0.20, ``compressors/pack_quantized`` and ``compressors/naive_quantized``.
+Source of the layout: compressed-tensors, ``compressors/pack_quantized`` and ``compressors/naive_quantized``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 
 from planish.errors import CheckpointError
 
-__all__ = ["CheckpointReader", "FloatLinear", "QuantizedLinear", "unpack_int32"]
+__all__ = ["CheckpointReader", "FloatLinear", "QuantizedLinear", "read_json", "unpack_int32"]
 
 Array = NDArray[Any]
 Activations = Literal["token", "tensor"] | None
@@ -102,7 +102,7 @@ class CheckpointReader:
 
     def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory)
-        self.config: dict[str, Any] = _read_json(
+        self.config: dict[str, Any] = read_json(
             self.directory / "config.json", "a checkpoint directory with config.json"
         )
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -285,7 +285,7 @@ def _weight_files(directory: Path) -> list[Path]:
             "neither",
             "give a checkpoint saved with save_pretrained(..., safe_serialization=True)",
         )
-    shards = _read_json(index, "a shard index").get("weight_map", {})
+    shards = read_json(index, "a shard index").get("weight_map", {})
     paths = sorted({directory / str(name) for name in shards.values()})
     for path in paths:
         if path.parent != directory or not path.is_file():
@@ -293,7 +293,8 @@ def _weight_files(directory: Path) -> list[Path]:
     return paths
 
 
-def _read_json(path: Path, expected: str) -> dict[str, Any]:
+def read_json(path: Path, expected: str) -> dict[str, Any]:
+    """A JSON object; raises ``CheckpointError`` if ``path`` holds none, ``expected`` says what was wanted."""
     try:
         parsed = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from compressed_tensors.compressors import BaseCompressor
-from compressed_tensors.quantization import QuantizationScheme
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from planish.errors import CheckpointError
 from planish.export.reader import CheckpointReader, FloatLinear, QuantizedLinear, unpack_int32
+
+# compressed-tensors compiles a function with torch.jit when it is imported
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 
 ROWS, WIDTH = 24, 64
 
@@ -30,6 +31,9 @@ def scheme(bits: int, strategy: str, symmetric: bool, group: int | None = None, 
 
 def stored(layout: str, group: dict[str, Any], weight: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Tensors of a linear as compressed-tensors stores them, and the weight it reads back."""
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.quantization import QuantizationScheme
+
     args = group["weights"]
     low, high = -(2 ** (args["num_bits"] - 1)), 2 ** (args["num_bits"] - 1) - 1
     blocks = weight.reshape(len(weight), -1, args.get("group_size") or weight.shape[1])
