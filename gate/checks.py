@@ -3,27 +3,24 @@
 **A loss against a margin** (accuracy, F1, the logarithm of a perplexity ratio; positive is worse), with the 95 %
 interval of the paired difference:
 
-- regress: the loss found is above the margin, and the interval lies above zero (the candidate *is* worse, and by more
-than is allowed);
+- regress: the loss found is above the margin, *and* there is a loss: McNemar's exact one-sided p is at most 2.5 %
+  (hits and misses), or the interval lies above zero (everything else);
 - pass, rule ``interval``: the whole interval is at or below the margin. This proves non-inferiority, and it takes
-samples: with 2 % of
-  the answers changed, a margin of 0.5 point takes about 3,000;
+  samples: where 2 % of the answers changed, a margin of 0.5 point takes about 3,000;
 - pass, rule ``point`` (default, also of ``planish ship``): the loss found is at or below the margin, and the interval
-excludes a loss of
-  four margins (2 points by default). It reads the limit as "loses at most so much on this set": the set is the
-  specification, and the second half keeps 50 lucky sentences from passing. 1,008 samples decide 0.5 point this way;
-  they cannot prove it for the population;
+  excludes a loss of four margins (2 points by default). It reads the limit as "loses at most so much on this set": the
+  set is the specification, and the second half keeps 50 lucky sentences from passing. 1,008 samples decide 0.5 point
+  this way; they could not prove it for the population;
 - else inconclusive: more samples are needed.
 
-So two equal models regress in at most 2.5 % of trials under either rule, and a candidate without a proven loss never
-regresses.
+So two equally good models regress in at most 2.5 % of trials under either rule.
 
 **A share or a mean against a floor** (agreement with the parent, cosine): regress when the interval lies below the
 floor; pass when the value (rule ``interval``: the whole interval) is at or above it, and the lower bound misses the
 floor by no more than three times the gap from the floor to perfect; else inconclusive. The *smallest* cosine is a
 fact about these texts: judged as it stands.
 
-**A time ratio against a limit**: see `planish.gate.latency`. **A size against a budget**: as it stands.
+**A time ratio against a limit**: see `planish.gate.slowdown`. **A size against a budget**: as it stands.
 
 Together: any regress is a regress; else any required check that is inconclusive makes the whole inconclusive; else
 pass.
@@ -106,7 +103,7 @@ def overall(checks: Iterable[Check]) -> Verdict:
 
 
 def loss_verdict(loss: Interval, margin: float, rule: Rule, p_worse: float | None = None) -> Verdict:
-    """The rule for a loss; ``loss`` and ``margin`` in the same unit, positive is worse; an exact p where there is one."""
+    """The rule for a loss; ``loss`` and ``margin`` in the same unit, positive is worse; ``p_worse`` if it is exact."""
     if not math.isfinite(loss.estimate):
         return Verdict.REGRESS if loss.estimate > 0 else Verdict.INCONCLUSIVE
     worse = loss.low > 0 if p_worse is None else p_worse <= ALPHA
