@@ -23,6 +23,7 @@ _BLOCK = 64  # a buffer's length is a multiple of this many positions
 _AHEAD = (
     256  # positions reserved beyond the prompt; attention's scratch memory grows with the buffer, so not all at once
 )
+_PASS = 512  # positions of one prefill pass, rows times length
 _TYPES: dict[str, type[np.generic]] = {"float32": np.float32, "float16": np.float16}
 
 
@@ -77,12 +78,12 @@ class KVCache:
         for buffer in self._buffers:
             buffer[target, :, :used] = buffer[source, :, :used]
 
-    def bind(self, binding: Any, rows: int) -> None:
-        """Bind the first ``rows`` rows of each buffer to its past input and its present output: the same memory."""
+    def bind(self, binding: Any, start: int, stop: int) -> None:
+        """Bind rows ``start`` to ``stop`` of each buffer to its past input and its present output: the same memory."""
         from onnxruntime import OrtValue
 
         for name, buffer in zip(self._names, self._buffers, strict=True):
-            value = OrtValue.ortvalue_from_numpy(buffer[:rows])
+            value = OrtValue.ortvalue_from_numpy(buffer[start:stop])
             binding.bind_ortvalue_input(f"past_key_values.{name}", value)
             binding.bind_ortvalue_output(f"present.{name}", value)
 
@@ -119,16 +120,37 @@ class DecoderRun:
         return self._cache.capacity
 
     def prefill(self, prompts: Sequence[IntArray]) -> FloatArray:
-        """Logits ``[rows, vocab]`` after the last token of each prompt; shorter prompts are padded on the right."""
-        self.lengths = np.array([len(prompt) for prompt in prompts], np.int64)
-        ids = np.full((len(prompts), int(self.lengths.max())), self._pad, np.int64)
+        """Logits ``[rows, vocab]`` after the last token of each prompt.
+
+        Short prompts go together, padded on the right. Many or long ones go row by row and in chunks, since memory
+        grows with the positions of a pass, and attention's with their square.
+        """
+        self.lengths = np.array([prompt.size for prompt in prompts], np.int64)
+        if self.rows * int(self.lengths.max()) <= _PASS:
+            self._prefill_together(prompts)
+        else:
+            for row, prompt in enumerate(prompts):
+                self._prefill_alone(row, prompt)
+        return self._last_logits()
+
+    def _prefill_together(self, prompts: Sequence[IntArray]) -> None:
+        ids = np.full((self.rows, int(self.lengths.max())), self._pad, np.int64)
         for row, prompt in enumerate(prompts):
-            ids[row, : len(prompt)] = prompt
+            ids[row, : prompt.size] = prompt
         self._binding.bind_cpu_input("input_ids", ids)
         self._bind_logits(self._logits)
-        self._bind_cache()
+        self._cache.bind(self._binding, 0, self.rows)
+        self._bind_mask(ids.shape[1])
         self._run()
-        return self._last_logits()
+
+    def _prefill_alone(self, row: int, prompt: IntArray) -> None:
+        self._bind_logits(self._logits[row : row + 1])
+        self._cache.bind(self._binding, row, row + 1)
+        for start in range(0, prompt.size, _PASS):
+            chunk = prompt[start : start + _PASS]
+            self._binding.bind_cpu_input("input_ids", chunk.reshape(1, -1))
+            self._binding.bind_cpu_input("attention_mask", np.ones((1, start + chunk.size), np.int64))
+            self._run()
 
     def step(self, tokens: Sequence[int]) -> FloatArray:
         """Append one token to each row; logits ``[rows, vocab]`` of what comes next."""
@@ -136,9 +158,10 @@ class DecoderRun:
         if not self._stepping:
             self._binding.bind_cpu_input("input_ids", self._tokens)
             self._bind_logits(self._logits)
-            self._bind_cache()
+            self._cache.bind(self._binding, 0, self.rows)
             self._stepping = True
         self._tokens[:, 0] = tokens
+        self._bind_mask(int(self.lengths.max()))
         self._run()
         return self._last_logits()
 
@@ -151,8 +174,9 @@ class DecoderRun:
         self._binding.bind_cpu_input("input_ids", np.ascontiguousarray(ids, np.int64).reshape(1, -1))
         self._keep_all()
         self._bind_logits(logits)
-        self._bind_cache()
+        self._cache.bind(self._binding, 0, 1)
         self._stepping = False
+        self._bind_mask(int(self.lengths[0]))
         self._run()
         return np.asarray(logits[0], np.float32)
 
@@ -181,14 +205,10 @@ class DecoderRun:
             self._cache.grow(used, max(used + positions, min(self._limit, half_more)))
             self._stepping = False
 
-    def _bind_cache(self) -> None:
-        self._cache.bind(self._binding, self.rows)
-
     def _bind_logits(self, buffer: NDArray[Any]) -> None:
         self._binding.bind_output("logits", "cpu", 0, self._logits_type, buffer.shape, buffer.ctypes.data)
 
     def _run(self) -> None:
-        self._bind_mask(int(self.lengths.max()))
         try:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:

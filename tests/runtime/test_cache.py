@@ -62,6 +62,16 @@ def test_prefill_and_steps_match_a_full_recompute(session: Any, model: Any, leng
     follow(run, model, [ids.tolist() for ids in given], run.prefill(given), 12)
 
 
+@pytest.mark.parametrize("lengths", [(9,), (5, 9, 1), (4, 8), (16, 17)], ids=str)
+def test_prompts_row_by_row_and_in_chunks_match_too(
+    session: Any, model: Any, lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("planish.runtime.cache._PASS", 4)
+    given = prompts(*lengths)
+    run = DecoderRun(session, INFO, VOCAB, len(given), longest=max(lengths), limit=200)
+    follow(run, model, [ids.tolist() for ids in given], run.prefill(given), 6)
+
+
 def test_a_growing_buffer_keeps_what_it_holds(session: Any, model: Any) -> None:
     given = prompts(30, 50)
     run = DecoderRun(session, INFO, VOCAB, 2, longest=50, limit=400)
