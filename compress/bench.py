@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
@@ -13,7 +12,10 @@ from torch import nn
 from planish.compress.grid import Quantized
 from planish.compress.walk import Layer, head_is_tied, walk
 
-__all__ = ["Activations", "Bench", "Context", "Progress", "Stored"]
+if TYPE_CHECKING:
+    from planish.compress.resume import Pieces
+
+__all__ = ["Activations", "Bench", "Context", "Progress", "Stored", "relative_error"]
 
 Activations = Literal["token", "tensor"]
 Progress = Callable[[str, int, int], None]
@@ -24,13 +26,14 @@ Progress = Callable[[str, int, int], None]
 class Stored:
     """A quantized layer as the checkpoint will hold it.
 
-    ``packed``: several integers in one int32 (weight-only), else one int8 each. ``activations``: how inputs are quantized
-    at run time, None = not at all.
+    ``packed``: several integers in one int32 (weight-only), else one int8 each. ``activations``: how inputs are
+    quantized at run time, None = not at all. ``quality``: errors measured meanwhile, relative and squared.
     """
 
     quantized: Quantized
     packed: bool
     activations: Activations | None = None
+    quality: dict[str, float] = field(default_factory=dict)
 
     @property
     def bits(self) -> int:
@@ -44,7 +47,7 @@ class Stored:
 class Bench:
     """A float32 model, its layers, and the layers already quantized.
 
-    A quantized layer's float weight is overwritten with the dequantized one, so whatever runs next sees what will be served.
+    A quantized layer's float weight is overwritten with the dequantized one: whatever runs next sees what is served.
     """
 
     model: nn.Module
@@ -58,7 +61,9 @@ class Bench:
 
     def store(self, layer: Layer, stored: Stored) -> None:
         """Keep the integers of ``layer`` and give the model their dequantized values."""
-        layer.set_weight(stored.quantized.dequantize())
+        weight = stored.quantized.dequantize()
+        stored.quality["weight_error"] = relative_error(layer.weight, weight)
+        layer.set_weight(weight)
         self.stored[layer.name] = stored
 
     def versions(self) -> tuple[tuple[int, int], ...]:
@@ -80,15 +85,20 @@ class Bench:
         )
 
 
+def relative_error(weight: torch.Tensor, other: torch.Tensor) -> float:
+    """``||weight - other||^2 / ||weight||^2``."""
+    return float((weight - other).square().sum() / weight.square().sum().clamp_min(1e-30))
+
+
 @dataclass(frozen=True)
 class Context:
     """What a pass may use besides the model.
 
-    ``windows`` reads the calibration text: int64 ``[samples, sequence_length]``. ``work`` is the pass's own folder, where
-    it leaves finished pieces for a run that continues.
+    ``windows`` reads the calibration text: int64 ``[samples, sequence_length]``. ``pieces`` keeps what
+    is finished for a run that continues after a kill.
     """
 
     windows: Callable[[], torch.Tensor]
-    work: Path
+    pieces: Pieces
     progress: Progress
     seed: int

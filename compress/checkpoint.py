@@ -1,7 +1,7 @@
 """Open a trained checkpoint: a local directory, a hub id, or a ``.gguf`` file.
 
-Everything is checked before torch sees a byte: which files there are, that they are whole, that the architecture is one we
-know. Safetensors or GGUF only; a pickle can run code when it is opened. Loading gives a float32 model in eval mode.
+Everything is checked before torch sees a byte: which files there are, that they are whole, that the architecture is
+one we know. Safetensors or GGUF only; a pickle can run code when it is opened. Loading gives float32, in eval mode.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ["Checkpoint", "open_checkpoint"]
 class Checkpoint:
     """A checkpoint that has been checked and not yet loaded.
 
-    ``path`` is a directory or a GGUF file; ``raw_config`` is config.json as it stands (a GGUF's: as transformers derives it).
+    ``path`` is a directory or a GGUF file; ``raw_config`` is config.json as it stands, or as derived from the GGUF.
     """
 
     name: str
@@ -130,7 +130,7 @@ def _check_weights(folder: Path, weights: Sequence[Path]) -> None:
 
 
 def _display_name(model: str) -> str:
-    """The name written into receipts: a hub id as it is, of a path the last part (no local folders in published files)."""
+    """The name written into receipts: a hub id as it is; of a path the last part, as receipts are published."""
     return Path(model).resolve().name if Path(model).exists() else model
 
 

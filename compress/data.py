@@ -59,7 +59,7 @@ def _rows(content: str, path: Path) -> list[str]:
 def token_windows(data: Data, folder: Path, tokenizer: Any, max_length: int | None) -> torch.Tensor:
     """Windows of tokens, int64 ``[samples, sequence_length]``, without padding; the same for the same seed.
 
-    The texts are tokenized one after the other into one stream and cut; ``samples`` of the cuts are drawn with the seed.
+    The texts are tokenized one after the other into one stream and cut; ``samples`` cuts are drawn with the seed.
     Tokens a tokenizer puts around every text ([CLS] and [SEP]) stand around every window. Fewer windows than asked are
     taken as they are; windows are shortened to ``max_length``, the model's limit.
 

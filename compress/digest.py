@@ -35,8 +35,8 @@ def checkpoint_digest(files: Iterable[Path]) -> str:
 
 def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
     """Digest of tensors in memory, by name and bytes."""
-    entries = []
+    entries: list[tuple[str, str]] = []
     for name, tensor in tensors.items():
         flat = tensor.detach().contiguous().reshape(-1)
-        entries.append((name, hashlib.sha256(flat.view(torch.uint8).numpy()).hexdigest()))
+        entries.append((name, hashlib.sha256(flat.view(torch.uint8).numpy().data).hexdigest()))
     return combine(entries)

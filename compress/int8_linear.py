@@ -1,8 +1,8 @@
 """INT8 linear layers: symmetric per-channel weights, and activations quantized per token while the model runs.
 
-The weight range minimizes the squared error of rounding (see grid.py). Activations need no calibration: each token's scale
-is taken from the token itself, which is what keeps encoders at 0.99 of the parent where one scale a tensor loses them.
-Heads, classifiers and poolers stay float: they are small, and they decide.
+The weight range minimizes the squared error of rounding (see grid.py). Activations need no calibration: each token's
+scale is taken from the token itself, which is what keeps encoders at 0.99 of the parent where one scale a tensor loses
+them. Heads, classifiers and poolers stay float: they are small, and they decide.
 """
 
 from __future__ import annotations

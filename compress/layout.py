@@ -1,7 +1,8 @@
 """The compressed-tensors layout: tensors of a quantized layer, and the ``quantization_config`` that explains them.
 
-Spec: docs/formats.md, section 1. Groups name their layers by regular expression, with the block number as ``\\d+`` and any
-prefix allowed, because ``AutoModel`` loads the body of a ``...ForSequenceClassification`` checkpoint under shorter names.
+Spec: docs/formats.md, section 1. Groups name their layers by regular expression, with the block number as ``\\d+`` and
+any prefix allowed, because ``AutoModel`` loads the body of a ``...ForSequenceClassification`` checkpoint under shorter
+names.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 
 from planish.compress.bench import Bench, Stored
 from planish.compress.grid import Quantized
+from planish.compress.packing import pack
 from planish.compress.walk import Layer
 
 __all__ = ["layer_tensors", "quantization_config"]
@@ -28,12 +29,12 @@ def layer_tensors(name: str, stored: Stored) -> dict[str, torch.Tensor]:
     if not stored.packed:
         return {f"{name}.weight": q.values, f"{name}.weight_scale": scale}
     tensors = {
-        f"{name}.weight_packed": pack_to_int32(q.values, q.bits).contiguous(),
+        f"{name}.weight_packed": pack(q.values, q.bits),
         f"{name}.weight_scale": scale,
         f"{name}.weight_shape": torch.tensor(q.values.shape, dtype=torch.int64),
     }
     if q.zero_point is not None:
-        tensors[f"{name}.weight_zero_point"] = pack_to_int32(q.zero_point, q.bits, packed_dim=0).contiguous()
+        tensors[f"{name}.weight_zero_point"] = pack(q.zero_point, q.bits, dim=0)
     return tensors
 
 

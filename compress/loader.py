@@ -1,27 +1,24 @@
 """Load a quantized checkpoint in torch: the same function ``from_pretrained`` gives, for every architecture we write.
 
-The integers are turned into float32 weights once; layers with quantized activations quantize their input before each call,
-with compressed-tensors' own arithmetic. Conv1D layers, which compressed-tensors does not know, work the same way.
+The integers are turned into float32 weights once; layers with quantized activations quantize their input before each
+call, with compressed-tensors' own arithmetic. Conv1D layers, which compressed-tensors does not know, work the same way.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
-from compressed_tensors.quantization import QuantizationArgs
-from compressed_tensors.quantization.lifecycle.forward import fake_quantize
-from compressed_tensors.quantization.utils.helpers import compute_dynamic_scales_and_zp
 from safetensors.torch import load_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from planish.compress.activations import quantize_inputs
 from planish.compress.architectures import model_class
 from planish.compress.grid import Quantized
+from planish.compress.packing import unpack
 from planish.compress.quiet import quiet
 from planish.compress.safetensors_file import read_header
 from planish.compress.source import config_json
@@ -54,7 +51,7 @@ def load(checkpoint: str | Path) -> nn.Module:
                 f"{name} to be a {scheme.get('module_class', 'Linear')}", type(module).__name__, _AGAIN
             )
         if scheme.get("input_activations"):
-            _quantize_inputs(module, QuantizationArgs(**scheme["input_activations"]))
+            quantize_inputs(module, scheme["input_activations"]["strategy"])
     return model
 
 
@@ -116,11 +113,11 @@ def _quantized(name: str, scheme: Scheme, tensors: dict[str, torch.Tensor]) -> Q
         scale = tensors[f"{name}.weight_scale"].float()
         zero_point = None
         if scheme["format"] == "pack-quantized":
-            shape = torch.Size(tensors[f"{name}.weight_shape"].tolist())
-            values = unpack_from_int32(tensors[f"{name}.weight_packed"], bits, shape)
+            columns = int(tensors[f"{name}.weight_shape"][1])
+            values = unpack(tensors[f"{name}.weight_packed"], bits, columns)
             if not weights["symmetric"]:
                 packed = tensors[f"{name}.weight_zero_point"]
-                zero_point = unpack_from_int32(packed, bits, torch.Size(scale.shape), packed_dim=0)
+                zero_point = unpack(packed, bits, scale.shape[0], dim=0)
         else:
             values = tensors[f"{name}.weight"]
     except KeyError as error:
@@ -143,12 +140,3 @@ def _build(config: dict[str, Any], tensors: dict[str, torch.Tensor], folder: Pat
     if missing:
         raise CheckpointError(f"all weights in {folder}", f"no {missing[0]} ({len(missing)} missing)", _AGAIN)
     return model.eval().requires_grad_(False)  # type: ignore[no-any-return]
-
-
-def _quantize_inputs(module: nn.Module, arguments: QuantizationArgs) -> None:
-    def hook(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        value = inputs[0]
-        scale, zero_point = compute_dynamic_scales_and_zp(value=value, args=arguments, module=layer)
-        return (fake_quantize(x=value, scale=scale, zero_point=zero_point, args=arguments), *inputs[1:])
-
-    module.register_forward_pre_hook(hook)

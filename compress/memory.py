@@ -12,7 +12,7 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def reset_peak() -> None:
-    """Start measuring anew where the kernel allows it (Linux: write 5 to clear_refs); else the peak stays the process's."""
+    """Start measuring anew, where the kernel allows it (Linux, by writing 5 to clear_refs)."""
     try:
         _CLEAR.write_text("5")
     except OSError:

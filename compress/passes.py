@@ -1,7 +1,8 @@
 """The pass contract: a frozen dataclass of settings and one method; and the registry of passes.
 
-A pass gets a :class:`Bench` (the model being compressed and what has been quantized so far) and a :class:`Context` (data,
-progress, a folder to resume from) and returns a bench. ``in_place`` says whether it is the same one; :func:`run` checks it.
+A pass gets a :class:`Bench` (the model being compressed and what has been quantized so far) and a :class:`Context`
+(data, progress, a folder to resume from) and returns a bench. ``in_place`` says whether it is the same one; :func:`run`
+checks it.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ PASSES = {
 class Pass(ABC):
     """Settings every pass takes. ``include`` / ``exclude`` are glob patterns on module names.
 
-    Without ``include`` a pass takes the layers it is made for (see its ``roles``); with it, exactly the layers that match.
-    ``exclude`` removes from either.
+    Without ``include`` a pass takes the layers it is made for (see its ``roles``); with it, exactly the layers that
+    match. ``exclude`` removes from either.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
@@ -46,7 +47,6 @@ class Pass(ABC):
     roles: ClassVar[frozenset[str]]
     kinds: ClassVar[frozenset[str]]
     in_place: ClassVar[bool]
-    needs_data: ClassVar[bool] = False
 
     include: list[str] = field(default_factory=list)
     exclude: list[str] = field(default_factory=list)

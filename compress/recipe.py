@@ -1,7 +1,8 @@
 """Recipes: a YAML file naming an ordered list of passes, their settings, and the calibration text.
 
-The schema is docs/formats.md, section 3. Each pass's settings are the fields of its dataclass, so the recipe reader knows
-no key by itself. Unknown keys, doubled keys and YAML aliases are refused (aliases make a small file expand without bound).
+The schema is docs/formats.md, section 3. Each pass's settings are the fields of its dataclass, so the recipe reader
+knows no key by itself. Unknown keys, doubled keys and YAML aliases are refused (aliases make a small file expand
+without bound).
 """
 
 from __future__ import annotations
@@ -156,7 +157,7 @@ class _StrictLoader(yaml.SafeLoader):
 
 def _read_yaml(text: str, where: str) -> Any:
     try:
-        return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
+        return yaml.load(text, Loader=_StrictLoader)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         message = " ".join(str(error).split())[:300]
         raise RecipeError(f"plain YAML in {where}", message, "correct the file") from None

@@ -1,8 +1,8 @@
 """Check a safetensors file before torch maps it.
 
 The format (https://github.com/huggingface/safetensors#format): 8 bytes little-endian header length, a JSON header of
-``name -> {dtype, shape, data_offsets}``, then the data, which the offsets must cover without gap or overlap. A truncated
-file would otherwise fail deep inside a loader, or on first touch of the mapped memory.
+``name -> {dtype, shape, data_offsets}``, then the data, which the offsets must cover without gap or overlap. A
+truncated file would otherwise fail deep inside a loader, or on first touch of the mapped memory.
 """
 
 from __future__ import annotations
@@ -22,8 +22,21 @@ TensorInfo = tuple[str, tuple[int, ...]]
 
 _MAX_HEADER = 100_000_000
 _SIZES = {
-    **{"BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16},
-    **{"I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64},
+    "BOOL": 8,
+    "U8": 8,
+    "I8": 8,
+    "F8_E4M3": 8,
+    "F8_E5M2": 8,
+    "I16": 16,
+    "U16": 16,
+    "F16": 16,
+    "BF16": 16,
+    "I32": 32,
+    "U32": 32,
+    "F32": 32,
+    "I64": 64,
+    "U64": 64,
+    "F64": 64,
 }
 
 

@@ -124,12 +124,16 @@ def _sharded(path: Path, index: Path) -> tuple[Path, ...]:
 
 
 def side_files(folder: Path) -> list[Path]:
-    """Relative paths of what travels with the weights: tokenizer, generation config, sentence-transformers modules, licence."""
+    """What travels with the weights, relative: tokenizer, generation config, sentence-transformers modules, licence."""
     found = []
     for file in sorted(folder.iterdir()):
         if file.is_dir() and _MODULE_FOLDER.fullmatch(file.name):
             found += [inner.relative_to(folder) for inner in sorted(file.iterdir()) if inner.is_file()]
-        elif file.is_file() and file.name not in _NOT_SIDE:
-            if file.suffix in _SIDE_SUFFIXES or file.name.upper().startswith(("LICENSE", "NOTICE")):
-                found.append(file.relative_to(folder))
+        elif file.is_file() and _travels(file):
+            found.append(file.relative_to(folder))
     return [file for file in found if file.suffix not in {".bin", ".pt", ".pth", ".ckpt", ".pkl"}]
+
+
+def _travels(file: Path) -> bool:
+    legal = file.name.upper().startswith(("LICENSE", "NOTICE"))
+    return file.name not in _NOT_SIDE and (legal or file.suffix in _SIDE_SUFFIXES)

@@ -1,7 +1,7 @@
 """The walk over a model's linear layers: which there are, what part they play, and their weights as ``[out, in]``.
 
-Nothing here knows a model family by name. The number of blocks comes from optimum's normalized configs, the blocks are the
-``ModuleList`` of that length, the tables come from ``get_input_embeddings`` / ``get_output_embeddings``.
+Nothing here knows a model family by name. The number of blocks comes from optimum's normalized configs, the blocks
+are the ``ModuleList`` of that length, the tables come from ``get_input_embeddings`` / ``get_output_embeddings``.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Layer:
     @property
     def weight(self) -> torch.Tensor:
         """The weight as ``[out, in]`` (an embedding: ``[rows, width]``), a view of the parameter's memory."""
-        parameter: torch.Tensor = self.module.weight.data  # type: ignore[union-attr,assignment]
+        parameter: torch.Tensor = self.module.weight.data  # type: ignore[assignment]
         return parameter.t() if self.kind == "conv1d" else parameter
 
     def set_weight(self, weight: torch.Tensor) -> None:
@@ -49,7 +49,7 @@ class Layer:
 
 
 def normalized(config: Any) -> Any:
-    """optimum's normalized view of ``config``: ``num_layers``, ``hidden_size``, ``num_attention_heads``, ``vocab_size``.
+    """optimum's normalized view of ``config``: ``num_layers``, ``hidden_size``, ``num_attention_heads``, ...
 
     Raises:
         CheckpointError: optimum does not know the model type.

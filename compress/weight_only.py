@@ -7,16 +7,22 @@ quarter of its perplexity). ``method: gptq`` chooses integers so that the layer'
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
+import torch
 from pydantic import Field
 
 from planish.compress.bench import Bench, Context, Stored
-from planish.compress.grid import round_to_grid
+from planish.compress.digest import tensors_digest
+from planish.compress.gptq import gptq
+from planish.compress.grid import Quantized, round_to_grid
 from planish.compress.passes import Pass
-from planish.compress.walk import Layer
+from planish.compress.stream import Stream, collect_hessians
+from planish.compress.walk import Layer, find_blocks
 from planish.compress.widths import check_group
+from planish.errors import RecipeError
 
 __all__ = ["WeightOnly"]
 
@@ -38,10 +44,6 @@ class WeightOnly(Pass):
     activation_order: bool = False
     damping: Annotated[float, Field(gt=0.0, le=1.0)] = 0.01
 
-    @property
-    def needs_data(self) -> bool:  # type: ignore[override]
-        return self.method == "gptq"
-
     def apply(self, bench: Bench, context: Context) -> Bench:
         chosen = self.select(bench)
         for layer in chosen:
@@ -49,7 +51,7 @@ class WeightOnly(Pass):
         if self.method == "round":
             self._round(bench, context, chosen)
         else:
-            raise NotImplementedError
+            self._gptq(bench, context, chosen)
         return bench
 
     def _round(self, bench: Bench, context: Context, chosen: list[Layer]) -> None:
@@ -60,3 +62,71 @@ class WeightOnly(Pass):
             )
             bench.store(layer, Stored(quantized, packed=True))
         context.progress(self.name, len(chosen), len(chosen))
+
+    def _gptq(self, bench: Bench, context: Context, chosen: list[Layer]) -> None:
+        """Block by block: Hessians of the block as it is, integers, then outputs of the block as it will be served."""
+        per_block = _by_block(chosen, self.name)
+        done = 0
+
+        def tick() -> None:
+            context.progress(self.name, done, len(chosen))
+
+        windows = context.windows()
+        tag = tensors_digest({"windows": windows})
+        stream = Stream.start(bench.model, find_blocks(bench.model)[1], windows, tick)
+        for index in range(max(per_block) + 1):
+            layers = per_block.get(index, [])
+            piece = f"block-{index:04d}"
+            finished = context.pieces.load(piece, tag) if layers else {}
+            if finished is None:
+                finished = self._quantize_block(stream, index, layers, tick)
+                context.pieces.save(piece, tag, finished)
+            for layer in layers:
+                bench.store(layer, finished[layer.name])
+            done += len(layers)
+            tick()
+            if index < max(per_block):
+                stream.run(index, keep=True, tick=tick)
+
+    def _quantize_block(
+        self, stream: Stream, index: int, layers: list[Layer], tick: Callable[[], None]
+    ) -> dict[str, Stored]:
+        with collect_hessians(layers) as sums:
+            stream.run(index, keep=False, tick=tick)
+        finished = {}
+        for layer in layers:
+            if layer.name not in sums:
+                raise RecipeError(f"{layer.name} to be called on calibration text", "no call", "exclude it")
+            hessian = sums[layer.name].matrix
+            quantized = gptq(
+                layer.weight,
+                hessian,
+                bits=self.bits,
+                group_size=self.group_size,
+                symmetric=self.symmetric,
+                range=self.range,
+                activation_order=self.activation_order,
+                damping=self.damping,
+            )
+            quality = {"output_error": _output_error(layer.weight, quantized, hessian)}
+            finished[layer.name] = Stored(quantized, packed=True, quality=quality)
+            tick()
+        return finished
+
+
+def _by_block(chosen: list[Layer], step: str) -> dict[int, list[Layer]]:
+    per_block: dict[int, list[Layer]] = {}
+    for layer in chosen:
+        if layer.block is None:
+            raise RecipeError(
+                f"pass {step} with method gptq to get layers inside blocks", layer.name, "use method: round"
+            )
+        per_block.setdefault(layer.block, []).append(layer)
+    return per_block
+
+
+def _output_error(weight: torch.Tensor, quantized: Quantized, hessian: torch.Tensor) -> float:
+    """Squared error of the layer's outputs on calibration text over their squares: tr(D H D') / tr(W H W')."""
+    difference = weight - quantized.dequantize()
+    error = ((difference @ hessian) * difference).sum()
+    return float(error / ((weight @ hessian) * weight).sum().clamp_min(1e-30))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import shutil
@@ -13,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from planish.compress.bench import Bench
 from planish.compress.checkpoint import Checkpoint
+from planish.compress.disk import disk_errors, sync
 from planish.compress.layout import layer_tensors, quantization_config
 from planish.compress.quiet import quiet
 from planish.compress.source import side_files
-from planish.errors import HostError, InputError
+from planish.errors import InputError
 
-__all__ = ["check_output", "disk_errors", "staging", "write_checkpoint", "write_json"]
+__all__ = ["check_output", "staging", "write_checkpoint", "write_json"]
 
 
 def check_output(output: str | Path) -> Path:
@@ -41,21 +40,6 @@ def check_output(output: str | Path) -> Path:
 
 
 @contextlib.contextmanager
-def disk_errors(where: Path) -> Iterator[None]:
-    """Turn failures of the disk into :class:`HostError`."""
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-        fix = "free some space or choose another disk" if full else "check the folder's permissions"
-        raise HostError(f"to write under {where}", error.strerror or str(error), fix) from error
-    except SafetensorError as error:
-        raise HostError(
-            f"to write under {where}", str(error)[:200], "free some space or choose another disk"
-        ) from error
-
-
-@contextlib.contextmanager
 def staging(output: Path) -> Iterator[Path]:
     """A temporary sibling of ``output`` that becomes it if the block succeeds, and is removed if it does not."""
     with disk_errors(output.parent):
@@ -65,7 +49,7 @@ def staging(output: Path) -> Iterator[Path]:
             yield folder
             _publish(folder)
             os.rename(folder, output)
-            _sync(output.parent)
+            sync(output.parent)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -136,12 +120,4 @@ def _publish(folder: Path) -> None:
     """Give every file the usual permissions (temporary ones are private) and push it to the disk."""
     for path in [*folder.rglob("*"), folder]:
         path.chmod(0o755 if path.is_dir() else 0o644)
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        sync(path)

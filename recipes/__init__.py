@@ -24,5 +24,5 @@ def path(name: str) -> Path:
 
 
 def text(kind: str) -> str:
-    """Built-in text: ``calibrate`` (last chapters of Moby Dick) or ``judge`` (first chapters; never calibrate on it)."""
+    """Built-in text of Moby Dick: ``calibrate`` (the last chapters) or ``judge`` (the first; never calibrate on it)."""
     return (_FOLDER / f"text-{kind}.txt").read_text(encoding="utf-8")
