@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from planish.export.emit_blocks import Blocks, Dimensions
 from planish.export.emit_linear import take_rows
 from planish.export.emit_rotary import inverse_frequency
 
-__all__ = ["dimensions", "emit"]
+__all__ = ["dimensions", "emit", "head_order"]
 
 
 def dimensions(config: dict[str, Any]) -> Dimensions:
@@ -32,12 +33,14 @@ def emit(blocks: Blocks) -> ir.Value:
     """Emit the whole decoder; returns logits."""
     config = blocks.reader.config
     epsilon = float(config.get("layer_norm_eps", 1e-5))
-    rotary = blocks.rotary_caches(inverse_frequency(config, _rotary_dim(config, blocks.dimensions.head_dim)))
+    head_dim, turning = blocks.dimensions.head_dim, _rotary_dim(config, blocks.dimensions.head_dim)
+    frequency = _padded(inverse_frequency(config, turning), head_dim)
+    order, rotary = head_order(turning, len(frequency), head_dim), blocks.rotary_caches(frequency)
     hidden = blocks.embed(blocks.input_ids, "gpt_neox.embed_in")
     for index in range(blocks.dimensions.layers):
         layer = f"gpt_neox.layers.{index}"
         normed = blocks.layer_norm(hidden, f"{layer}.input_layernorm", epsilon)
-        attended = blocks.attention(_qkv(blocks, normed, f"{layer}.attention.query_key_value"), rotary=rotary)
+        attended = blocks.attention(_qkv(blocks, normed, f"{layer}.attention.query_key_value", order), rotary=rotary)
         after = blocks.add(hidden, blocks.one(attended, f"{layer}.attention.dense"))
         parallel = config.get("use_parallel_residual", True)
         normed = blocks.layer_norm(hidden if parallel else after, f"{layer}.post_attention_layernorm", epsilon)
@@ -55,8 +58,31 @@ def _rotary_dim(config: dict[str, Any], head_dim: int) -> int:
     return int(head_dim * float(part))
 
 
-def _qkv(blocks: Blocks, x: ir.Value, module: str) -> ir.Value:
+def _padded(frequency: NDArray[np.float32], head_dim: int) -> NDArray[np.float32]:
+    """Attention rotates multiples of 16 dimensions; those that are not to turn get frequency 0."""
+    half = min(-(-len(frequency) // 8) * 8, head_dim // 2)
+    return np.pad(frequency, (0, half - len(frequency)))
+
+
+def head_order(rotary_dim: int, half: int, head_dim: int) -> NDArray[np.int64]:
+    """Dimensions of a query or key head so that dimension ``i`` is rotated with ``i + half``.
+
+    The first ``rotary_dim`` come in pairs ``rotary_dim / 2`` apart; pairs of the others, which do not turn, fill both
+    halves up. Queries and keys change alike, so their products do not.
+
+    >>> head_order(4, 4, 10).tolist()
+    [0, 1, 4, 5, 2, 3, 6, 7, 8, 9]
+    """
+    turning, still = rotary_dim // 2, half - rotary_dim // 2
+    rest = np.arange(rotary_dim, head_dim)
+    first = [np.arange(turning), rest[:still]]
+    second = [np.arange(turning, rotary_dim), rest[still:]]
+    return np.concatenate([*first, *second])
+
+
+def _qkv(blocks: Blocks, x: ir.Value, module: str, order: NDArray[np.int64]) -> ir.Value:
     """The checkpoint interleaves query, key and value of each head; attention wants all queries first."""
     d = blocks.dimensions
-    rows = np.arange(3 * d.hidden).reshape(d.heads, 3, d.head_dim).transpose(1, 0, 2).reshape(-1)
-    return blocks.product(x, take_rows(blocks.reader.linear(module), rows), module)
+    rows = np.arange(3 * d.hidden).reshape(d.heads, 3, d.head_dim).transpose(1, 0, 2)
+    rows = np.concatenate([rows[:2, :, order], rows[2:]])
+    return blocks.product(x, take_rows(blocks.reader.linear(module), rows.reshape(-1)), module)
