@@ -13,15 +13,15 @@ __all__ = ["answers", "answers_as_lines", "generation_options"]
 
 def answers(model: Any, texts: list[str], options: dict[str, Any]) -> list[Any]:
     """One JSON-ready answer per text, by the model's task."""
-    ask: dict[str, Callable[[], Any]] = {
+    ways: dict[str, Callable[[], Any]] = {
         "feature-extraction": lambda: model.embed(texts),
         "text-classification": lambda: model.classify(texts, top_k=options.get("top_k")),
         "token-classification": lambda: model.tag(texts),
         "fill-mask": lambda: model.fill(texts, top_k=options.get("top_k") or 5),
         "question-answering": lambda: [model.answer(question(options), text) for text in texts],
         "text-generation": lambda: model.generate(texts, **generation_options(options)),
-    }[model.manifest.task]
-    return list(plain(ask()))
+    }
+    return list(plain(ways[model.manifest.task]()))
 
 
 def question(options: dict[str, Any]) -> str:
