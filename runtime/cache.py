@@ -23,7 +23,8 @@ _BLOCK = 64  # a buffer's length is a multiple of this many positions
 _AHEAD = (
     256  # positions reserved beyond the prompt; attention's scratch memory grows with the buffer, so not all at once
 )
-_PASS = 512  # positions of one prefill pass, rows times length
+_PASS = 128  # positions of one prefill pass: as fast as 512 on a 135 M model, 20 MB less at the peak
+_TOGETHER = 256  # rows times length up to which padding costs less than passes of their own
 _TYPES: dict[str, type[np.generic]] = {"float32": np.float32, "float16": np.float16}
 
 
@@ -126,7 +127,7 @@ class DecoderRun:
         grows with the positions of a pass, and attention's with their square.
         """
         self.lengths = np.array([prompt.size for prompt in prompts], np.int64)
-        if self.rows * int(self.lengths.max()) <= _PASS:
+        if self.rows * int(self.lengths.max()) <= _TOGETHER:
             self._prefill_together(prompts)
         else:
             for row, prompt in enumerate(prompts):

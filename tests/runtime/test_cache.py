@@ -67,6 +67,7 @@ def test_prompts_row_by_row_and_in_chunks_match_too(
     session: Any, model: Any, lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("planish.runtime.cache._PASS", 4)
+    monkeypatch.setattr("planish.runtime.cache._TOGETHER", 8)
     given = prompts(*lengths)
     run = DecoderRun(session, INFO, VOCAB, len(given), longest=max(lengths), limit=200)
     follow(run, model, [ids.tolist() for ids in given], run.prefill(given), 6)
