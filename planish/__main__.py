@@ -30,8 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as wrong:
         wrong.show()
         return 2
-    except (KeyboardInterrupt, click.Abort):
-        print("planish: interrupted; nothing half-written was left", file=sys.stderr)
+    except (KeyboardInterrupt, click.Abort) as stop:
+        kept = str(stop) or "nothing half-written was left"  # a pass that can be resumed says where it stopped
+        print(f"planish: interrupted; {kept}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader went away: nothing to say to it
