@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
 from planish.errors import CheckpointError
 
-__all__ = ["MODEL_TYPES", "check_architecture", "infer_task", "model_class"]
+__all__ = ["MODEL_TYPES", "check_architecture", "drop_poolers", "infer_task", "model_class"]
 
 MODEL_TYPES = (
     "bert",
@@ -74,6 +75,22 @@ def model_class(architecture: str) -> Any:
             "a model class of transformers", repr(architecture), "check 'architectures' in config.json"
         )
     return cls
+
+
+def drop_poolers(model: Any, missing: Iterable[str]) -> list[str]:
+    """Take out poolers whose weights are missing, and return the names still missing, sorted.
+
+    A pooler that was never trained is absent from many sentence encoders, and nothing we export reads it; filled with
+    random numbers it would make two runs differ.
+    """
+    rest = []
+    for name in sorted(missing):
+        path = name.split(".")
+        if "pooler" in path:
+            model.get_submodule(".".join(path[: path.index("pooler")])).pooler = None
+        else:
+            rest.append(name)
+    return rest
 
 
 @cache

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from planish.compress.architectures import check_architecture, infer_task, model_class
+from planish.compress.architectures import check_architecture, drop_poolers, infer_task, model_class
 from planish.compress.digest import checkpoint_digest
 from planish.compress.quiet import quiet
 from planish.compress.safetensors_file import read_header
@@ -81,7 +81,10 @@ class Checkpoint:
             raise CheckpointError(
                 f"weights of a {self.architecture} in {self.name}", _line(error), "check it"
             ) from error
-        _check_report(report, self.name)
+        missing = drop_poolers(model, report["missing_keys"])
+        if missing:
+            got = f"no {missing[0]} ({len(missing)} missing)"
+            raise CheckpointError(f"all weights in {self.name}", got, "check config.json")
         _check_finite(model, self.name)
         return model.eval().requires_grad_(False)  # type: ignore[no-any-return]
 
@@ -132,15 +135,6 @@ def _check_weights(folder: Path, weights: Sequence[Path]) -> None:
 def _display_name(model: str) -> str:
     """The name written into receipts: a hub id as it is; of a path the last part, as receipts are published."""
     return Path(model).resolve().name if Path(model).exists() else model
-
-
-def _check_report(report: dict[str, Any], name: str) -> None:
-    # A pooler that was never trained is absent from many sentence encoders, and nothing we export reads it.
-    missing = sorted(key for key in report["missing_keys"] if "pooler." not in key)
-    if missing:
-        raise CheckpointError(
-            f"all weights in {name}", f"no {missing[0]} ({len(missing)} missing)", "check config.json"
-        )
 
 
 def _check_finite(model: nn.Module, name: str) -> None:

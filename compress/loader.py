@@ -16,7 +16,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from planish.compress.activations import quantize_inputs
-from planish.compress.architectures import model_class
+from planish.compress.architectures import drop_poolers, model_class
 from planish.compress.grid import Quantized
 from planish.compress.packing import unpack
 from planish.compress.quiet import quiet
@@ -136,7 +136,7 @@ def _build(config: dict[str, Any], tensors: dict[str, torch.Tensor], folder: Pat
         model, report = cls.from_pretrained(
             None, config=parsed, state_dict=tensors, dtype=torch.float32, output_loading_info=True
         )
-    missing = sorted(key for key in report["missing_keys"] if "pooler." not in key)
+    missing = drop_poolers(model, report["missing_keys"])
     if missing:
         raise CheckpointError(f"all weights in {folder}", f"no {missing[0]} ({len(missing)} missing)", _AGAIN)
     return model.eval().requires_grad_(False)  # type: ignore[no-any-return]

@@ -7,14 +7,13 @@ quarter of its perplexity). ``method: gptq`` chooses integers so that the layer'
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
 
-from planish.compress.bench import Bench, Context, Stored
+from planish.compress.bench import Bench, Context, Progress, Stored
 from planish.compress.digest import tensors_digest
 from planish.compress.gptq import gptq
 from planish.compress.grid import Quantized, round_to_grid
@@ -66,11 +65,7 @@ class WeightOnly(Pass):
     def _gptq(self, bench: Bench, context: Context, chosen: list[Layer]) -> None:
         """Block by block: Hessians of the block as it is, integers, then outputs of the block as it will be served."""
         per_block = _by_block(chosen, self.name)
-        done = 0
-
-        def tick() -> None:
-            context.progress(self.name, done, len(chosen))
-
+        tick = _Ticker(context.progress, self.name, len(chosen))
         windows = context.windows()
         tag = tensors_digest({"windows": windows})
         stream = Stream.start(bench.model, find_blocks(bench.model)[1], windows, tick)
@@ -81,16 +76,14 @@ class WeightOnly(Pass):
             if finished is None:
                 finished = self._quantize_block(stream, index, layers, tick)
                 context.pieces.save(piece, tag, finished)
+            else:
+                tick(len(layers))
             for layer in layers:
                 bench.store(layer, finished[layer.name])
-            done += len(layers)
-            tick()
             if index < max(per_block):
                 stream.run(index, keep=True, tick=tick)
 
-    def _quantize_block(
-        self, stream: Stream, index: int, layers: list[Layer], tick: Callable[[], None]
-    ) -> dict[str, Stored]:
+    def _quantize_block(self, stream: Stream, index: int, layers: list[Layer], tick: _Ticker) -> dict[str, Stored]:
         with collect_hessians(layers) as sums:
             stream.run(index, keep=False, tick=tick)
         finished = {}
@@ -110,8 +103,19 @@ class WeightOnly(Pass):
             )
             quality = {"output_error": _output_error(layer.weight, quantized, hessian)}
             finished[layer.name] = Stored(quantized, packed=True, quality=quality)
-            tick()
+            tick(1)
         return finished
+
+
+class _Ticker:
+    """Reports progress: layers done of all; called without a number it says "still alive"."""
+
+    def __init__(self, progress: Progress, stage: str, total: int) -> None:
+        self._progress, self._stage, self._done, self._total = progress, stage, 0, total
+
+    def __call__(self, layers: int = 0) -> None:
+        self._done += layers
+        self._progress(self._stage, self._done, self._total)
 
 
 def _by_block(chosen: list[Layer], step: str) -> dict[int, list[Layer]]:

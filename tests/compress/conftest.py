@@ -14,6 +14,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from planish import recipes
 
+torch.set_num_threads(1)  # the models are tiny; threads would only wait for each other
+
 Maker = Callable[..., Path]
 
 SMALL: dict[str, tuple[str, dict[str, Any]]] = {
