@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +15,7 @@ from planish.errors import BundleError, RequestError
 from planish.runtime.engine import Engine
 from planish.runtime.pieces import Piece
 
-__all__ = ["Row", "batches", "forward", "pad"]
+__all__ = ["Forward", "Row", "batches", "pad"]
 
 
 @dataclass(frozen=True)
@@ -50,24 +52,47 @@ def pad(pieces: Sequence[Piece], pad_token_id: int) -> dict[str, NDArray[np.int6
     return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
 
 
-def forward(engine: Engine, pieces: Sequence[Piece], pad_token_id: int, batch_size: int) -> Iterator[Row]:
-    """Runs all pieces and yields a row for each, batch by batch, not in the order of the pieces.
+@dataclass(frozen=True)
+class Forward:
+    """How pieces go through an engine: ``workers`` batches at a time, each of at most ``batch_size`` pieces."""
 
-    Outputs with a sequence axis are cut to the piece's length. Raises BundleError when an output is not finite.
-    """
-    for batch in batches([len(piece) for piece in pieces], batch_size):
-        inputs = pad([pieces[index] for index in batch], pad_token_id)
-        outputs = engine.run({name: array for name, array in inputs.items() if name in engine.input_names})
-        width = inputs["input_ids"].shape[1]
+    engine: Engine
+    pad_token_id: int
+    workers: int = 1
+
+    def __call__(self, pieces: Sequence[Piece], batch_size: int) -> Iterator[Row]:
+        """Runs all pieces and yields a row for each, batch by batch, not in the order of the pieces.
+
+        Outputs with a sequence axis are cut to the piece's length. Raises BundleError when an output is not finite.
+        """
+        lengths = [len(piece) for piece in pieces]
+        plan = batches(lengths, batch_size)
+        if self.workers == 1 or len(pieces) < 2:
+            for batch in plan:
+                yield from self._rows(batch, pieces)
+            return
+        if len(plan) < self.workers:
+            plan = batches(lengths, -(-len(pieces) // self.workers))
+        with ThreadPoolExecutor(self.workers) as pool:
+            # No more batches under way than workers: their outputs may be large.
+            waiting = deque(pool.submit(self._rows, batch, pieces) for batch in plan[: self.workers])
+            for batch in plan[self.workers :]:
+                yield from waiting.popleft().result()
+                waiting.append(pool.submit(self._rows, batch, pieces))
+            while waiting:
+                yield from waiting.popleft().result()
+
+    def _rows(self, batch: Sequence[int], pieces: Sequence[Piece]) -> list[Row]:
+        inputs = pad([pieces[index] for index in batch], self.pad_token_id)
+        names = self.engine.input_names
+        outputs = self.engine.run({name: array for name, array in inputs.items() if name in names})
         for name, array in outputs.items():
             if not np.isfinite(array).all():
-                raise BundleError(
-                    f"finite numbers in {name}", "NaN or infinity", "run `planish verify`, then export again"
-                )
-        sequence = {info.name for info in engine.dialect.outputs if info.shape[1:2] == ("sequence",)}
-        for row, index in enumerate(batch):
-            cut = {
-                name: array[row, : len(pieces[index])] if name in sequence and array.shape[1] == width else array[row]
-                for name, array in outputs.items()
-            }
-            yield Row(index, cut)
+                fix = "run `planish verify`, then export again"
+                raise BundleError(f"finite numbers in {name}", "NaN or infinity", fix)
+        ragged = {info.name for info in self.engine.dialect.outputs if info.shape[1:2] == ("sequence",)}
+        return [Row(index, _cut(outputs, row, len(pieces[index]), ragged)) for row, index in enumerate(batch)]
+
+
+def _cut(outputs: dict[str, NDArray[Any]], row: int, length: int, ragged: set[str]) -> dict[str, NDArray[Any]]:
+    return {name: array[row, :length] if name in ragged else array[row] for name, array in outputs.items()}

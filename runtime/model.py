@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from planish.errors import BundleError, RequestError
 from planish.runtime.answer import Answer, Window, best_answers
-from planish.runtime.batching import forward
+from planish.runtime.batching import Forward
 from planish.runtime.classify import Classification, classification, label_names, softmax
 from planish.runtime.embed import pool, pooling_for
 from planish.runtime.engine import Engine
@@ -44,9 +44,12 @@ class Model:
     offer and for input the model cannot take.
     """
 
-    def __init__(self, manifest: Manifest, engine: Engine, text: TextEncoder | None, device: str) -> None:
+    def __init__(
+        self, manifest: Manifest, engine: Engine, text: TextEncoder | None, device: str, workers: int = 1
+    ) -> None:
         self.manifest = manifest
         self.device = device
+        self._workers = workers
         self._engine: Engine | None = engine
         self._text = text
         self._generator: Any = None
@@ -66,12 +69,12 @@ class Model:
         Texts longer than ``manifest.max_length`` tokens lose their end (:meth:`count_tokens` tells); with
         ``truncate=False`` they are refused.
         """
-        engine, text = self._ready("embed")
+        forward, text = self._ready("embed")
         chosen = pooling_for(self.manifest, pooling, normalize)
         pieces = self._pieces(text, _texts(texts), truncate)
-        width = engine.dialect.outputs[0].shape[-1]
+        width = forward.engine.dialect.outputs[0].shape[-1]
         result = np.zeros((len(pieces), width if isinstance(width, int) else 0), dtype=np.float32)
-        for row in forward(engine, pieces, self._pad_id, batch_size):
+        for row in forward(pieces, batch_size):
             vector = pool(row.outputs["last_hidden_state"], chosen)
             if result.shape[1] != len(vector):
                 result = np.zeros((len(pieces), len(vector)), dtype=np.float32)
@@ -87,10 +90,10 @@ class Model:
         truncate: bool = True,
     ) -> list[Classification]:
         """Labels and scores of each text, or pair of texts, best first; all labels unless ``top_k`` says how many."""
-        engine, text = self._ready("classify")
+        forward, text = self._ready("classify")
         pieces = self._pieces(text, _texts(texts), truncate)
         results: dict[int, Classification] = {}
-        for row in forward(engine, pieces, self._pad_id, batch_size):
+        for row in forward(pieces, batch_size):
             cut = pieces[row.index].cut
             results[row.index] = classification(row.outputs["logits"], self.manifest, top_k, cut)
         return [results[index] for index in range(len(pieces))]
@@ -108,14 +111,14 @@ class Model:
         Long texts are read in windows that share ``stride`` tokens; a token's label comes from the window in which it
         stands farthest from an edge.
         """
-        engine, text = self._ready("tag")
+        forward, text = self._ready("tag")
         _count("stride", stride, 0)
         listed = _texts(texts)
         encodings = text.encode(listed)
         cut = [windows(encoding, self.manifest.max_length, stride, 0) for encoding in encodings]
         owners = [(number, piece) for number, pieces in enumerate(cut) for piece in pieces]
         best: list[dict[int, tuple[int, NDArray[np.float64]]]] = [{} for _ in listed]
-        for row in forward(engine, [piece for _, piece in owners], self._pad_id, batch_size):
+        for row in forward([piece for _, piece in owners], batch_size):
             number, piece = owners[row.index]
             _keep_central(best[number], piece, softmax(row.outputs["logits"]))
         results = []
@@ -144,7 +147,7 @@ class Model:
         tokens. ``max_answer_length`` counts tokens. With ``no_answer`` the empty answer may win. One question with
         several contexts, or several questions on one context, are paired up.
         """
-        engine, text = self._ready("answer")
+        forward, text = self._ready("answer")
         for name, value, least in (("top_k", top_k, 1), ("max_answer_length", max_answer_length, 1)):
             _count(name, value, least)
         _count("stride", stride, 0)
@@ -154,7 +157,7 @@ class Model:
         cut = [windows(encoding, limit, stride, 1) for encoding in text.encode(pairs)]
         owners = [(number, piece) for number, pieces in enumerate(cut) for piece in pieces]
         rows: dict[int, Window] = {}
-        for row in forward(engine, [piece for _, piece in owners], self._pad_id, batch_size):
+        for row in forward([piece for _, piece in owners], batch_size):
             logits = row.outputs["start_logits"], row.outputs["end_logits"]
             rows[row.index] = Window(owners[row.index][1], *logits)
         grouped: list[list[Window]] = [[] for _ in pairs]
@@ -170,7 +173,7 @@ class Model:
 
         The model answers with a whole vocabulary for every token, so batches are small.
         """
-        engine, text = self._ready("fill")
+        forward, text = self._ready("fill")
         mask_id, mask_token = text.token_id("mask_token"), text.special.get("mask_token", "")
         if mask_id is None:
             raise BundleError("a mask token in the tokenizer", "none", "export a masked language model")
@@ -178,7 +181,7 @@ class Model:
         pieces = self._pieces(text, listed, truncate)
         positions = [mask_positions(piece, mask_id, mask_token) for piece in pieces]
         results: dict[int, list[Filled]] = {}
-        for row in forward(engine, pieces, self._pad_id, batch_size):
+        for row in forward(pieces, batch_size):
             index = row.index
             logits = row.outputs["logits"]
             results[index] = fill_masks(listed[index], pieces[index], logits, positions[index], text.tokenizer, top_k)
@@ -195,7 +198,7 @@ class Model:
     @property
     def generator(self) -> Any:
         """The generator of a text-generation bundle, made when first asked for."""
-        engine, text = self._ready("generate")
+        forward, text = self._ready("generate")
         info = self.manifest.generation
         if info is None:
             raise BundleError("the key 'generation' in the manifest", "null", "export the bundle again")
@@ -203,7 +206,7 @@ class Model:
             if self._generator is None:
                 from planish.runtime.generate import Generator
 
-                self._generator = Generator(engine.session, text, info, self.manifest.vocab_size)
+                self._generator = Generator(forward.engine.session, text, info, self.manifest.vocab_size)
             return self._generator
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -248,16 +251,12 @@ class Model:
             raise BundleError("a tokenizer.json in the bundle", "none", "call run() with token ids, or export again")
         return self._text
 
-    def _ready(self, method: str) -> tuple[Engine, TextEncoder]:
+    def _ready(self, method: str) -> tuple[Forward, TextEncoder]:
         offered = METHODS[self.manifest.task]
         if method != offered:
             fix = f"call {offered}() or run()"
             raise RequestError(f"a bundle that offers {method}()", f"one made for {self.manifest.task}", fix)
-        return self._open(), self._encoder()
-
-    @property
-    def _pad_id(self) -> int:
-        return self.manifest.pad_token_id or 0
+        return Forward(self._open(), self.manifest.pad_token_id or 0, self._workers), self._encoder()
 
     def _pieces(self, text: TextEncoder, texts: Sequence[Any], truncate: bool) -> list[Piece]:
         limit = self.manifest.max_length

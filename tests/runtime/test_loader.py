@@ -207,6 +207,26 @@ def test_threads_share_a_model(embedder: Any, sentences: list[str]) -> None:
             np.testing.assert_allclose(result, expected[list(job)], atol=1e-6)
 
 
+@pytest.mark.parametrize("workers", [2, 3, 7])
+@pytest.mark.parametrize("count", [0, 1, 2, 5, 40])
+def test_workers_give_the_same_answers(embedder: Any, sentences: list[str], workers: int, count: int) -> None:
+    texts = sentences[:count]
+    expected = load(embedder.path).embed(texts, batch_size=4)
+    model = load(embedder.path, workers=workers)
+    assert model.session.get_session_options().intra_op_num_threads == 1
+    np.testing.assert_allclose(model.embed(texts, batch_size=4), expected, atol=1e-6)
+    np.testing.assert_allclose(model.embed(texts, batch_size=100), expected, atol=1e-6)
+
+
+def test_an_error_in_a_worker_reaches_the_caller(tiny: Callable[..., Any], sentences: list[str]) -> None:
+    made = tiny("text-classification", 3, change=lambda tables: tables.context.fill(np.inf))
+    with pytest.raises(BundleError, match="finite"):
+        load(made.path, workers=2).classify(sentences, batch_size=2)
+    for workers in (0, True, 1.5):
+        with pytest.raises(RequestError, match="workers"):
+            load(made.path, workers=workers)
+
+
 def test_a_closed_model_says_so(embedder: Any) -> None:
     with load(embedder.path) as model:
         assert model.embed("sea").shape == (1, 6)
