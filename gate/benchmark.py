@@ -21,7 +21,7 @@ from planish.gate.latency import Probe
 from planish.gate.memory import peak_memory
 from planish.gate.report import table
 from planish.gate.slowdown import Comparison, Judged, Pairs, Plan, decide
-from planish.gate.workloads import Shape, probes, shapes_for
+from planish.gate.workloads import BENCH_SHAPES, Shape, probes, shapes_for
 from planish.runtime.loader import load
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def bench(
     """Measure one bundle, or several side by side.
 
     Args:
-        shapes: ``(batch, length)`` pairs; default 1x128 and 8x128, decoders a prompt of 1x128 and 16 steps.
+        shapes: ``(batch, length)`` pairs; default 1x32, 1x128 and 8x128; decoders a prompt of 1x128 and 16 steps.
         seconds: for all shapes together; each gets five rounds at least.
         memory: also the peak memory of each, in a process of its own.
 
@@ -140,7 +140,7 @@ def bench(
         before = {**environment(), "threads": threads, "device": models[0].device}
         measurements: list[Measurement] = []
         ratios: list[Comparison] = []
-        wanted = shapes_for(models, shapes)
+        wanted = shapes_for(models, shapes, BENCH_SHAPES)
         for shape in wanted:
             times = take_turns(models, shape, clock, seconds / len(wanted), seed, progress)
             for name, phases in zip(names, times, strict=True):

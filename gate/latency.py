@@ -1,13 +1,14 @@
 """Latency of a candidate against a baseline that runs in the same session, in interleaved pairs.
 
-One pair is one block of the candidate and one of the baseline, in random order; each block begins with an untimed
-inference, so that the caches and the spinning threads of the other side are gone. Slow drifts (heat, clocks,
+One pair is one block of the candidate and one of the baseline, in random order; each block begins with a short untimed
+inference, so that the other side's spinning threads and cache lines are gone. Slow drifts (heat, clocks,
 neighbours) then hit both sides of a pair alike.
 
 **Judged quantity**: process CPU time on CPU engines, the wall clock elsewhere. On a busy 2-core machine the rule of
 `planish.gate.slowdown` raised no false alarm on identical models and found +5 % in 94 % of the rounds on CPU time; on
-the wall clock it found 9 % (54 rounds of 40 pairs). CPU time does not see a candidate that merely keeps more cores
-busy: the wall ratio is always reported beside it.
+the wall clock it found 9 % (54 rounds of 40 pairs). The gate measures on one thread unless told otherwise: then CPU
+time is work and nothing else, while idle threads of a larger pool spin, and on a busy machine spin for long. CPU time
+does not see how well the work spreads over cores: the wall ratio is always reported beside it.
 """
 
 from __future__ import annotations
@@ -29,11 +30,12 @@ BLOCK_SECONDS = 0.02  # a block shorter than this is mostly the clock's own nois
 GROWTH = 1.4  # from one look of the sequential rule to the next
 
 
-def block(run: Callable[[], object], inferences: int) -> Probe:
-    """A probe of ``inferences`` calls of ``run`` after one untimed call."""
+def block(run: Callable[[], object], inferences: int, settle: Callable[[], object] | None = None) -> Probe:
+    """A probe of ``inferences`` calls of ``run`` after one untimed call of ``settle`` (default: of ``run``)."""
+    first = settle or run
 
     def probe(clock: Clock) -> Mapping[str, Timing]:
-        run()
+        first()
         cpu, wall = clock.cpu(), clock.wall()
         for _ in range(inferences):
             run()
@@ -46,9 +48,9 @@ def block_length(run: Callable[[], object], clock: Clock) -> int:
     """How many inferences make a block of about ``BLOCK_SECONDS``, at most 100; also warms up."""
     for _ in range(3):
         run()
-    start = clock.wall()
+    cpu, wall = clock.cpu(), clock.wall()
     run()
-    took = clock.wall() - start
+    took = (clock.cpu() - cpu) or (clock.wall() - wall)  # a busy machine stretches the wall clock
     return max(1, min(100, math.ceil(BLOCK_SECONDS / took))) if took > 0 else 1
 
 

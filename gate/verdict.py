@@ -42,7 +42,7 @@ from planish.gate.outputs import Failure, Outputs, collect, label_list
 from planish.gate.paired import estimate, exact_p, log_ratio, paired_loss
 from planish.gate.report import GateReport, Pair, Side
 from planish.gate.slowdown import Comparison, Judged, Plan, judge_latency
-from planish.gate.workloads import probes, shapes_for
+from planish.gate.workloads import GATE_SHAPES, probes, shapes_for
 from planish.runtime.loader import load
 
 if TYPE_CHECKING:
@@ -80,7 +80,8 @@ def gate(
         data: an evaluation file (`planish.gate.data`), with labels or without.
         texts: label-free: a .txt file, or the texts. Neither given: text that ships with planish.
         seconds: at most so long for latency, all shapes together.
-        shapes: ``(batch, length)`` pairs for latency; default 1x128 and 8x128 (decoders: a prompt of 1x128).
+        shapes: ``(batch, length)`` pairs for latency; default 1x32 and 1x128 (decoders: a prompt of 1x64).
+        threads: of the engine; default all cores for the answers, and one where CPU time is judged.
         clock: what to measure with; tests put their own.
         progress: called with stage, done, total.
 
@@ -101,30 +102,35 @@ def gate(
         session = Session(new, old, samples, limits, seed, progress)
         session.judge_generation(DEFAULT_TOKENS if builtin else None) if task == "text-generation" else session.judge()
         session.judge_bytes()
-        before = {**environment(), "threads": threads, "device": new.device}
-        if latency:
-            session.judge_latency(seconds, shapes, clock or ProcessClock())
-        after = environment()
-        return GateReport(
-            verdict=overall(session.checks),
-            task=task,
-            candidate=side_of(candidate, new.manifest),
-            baseline=side_of(baseline, old.manifest),
-            checks=tuple(session.checks),
-            metrics=tuple(session.metrics),
-            latency=tuple(session.latency),
-            failures=tuple(session.failures),
-            limits=limits,
-            data={
-                "name": samples.name,
-                "samples": len(samples.samples),
-                "labelled": samples.labelled,
-                "duplicates": samples.duplicates,
-            },
-            environment={"before": before, "after": after},
-            seed=seed,
-            seconds=time.perf_counter() - begun,
-        )
+        on_cpu = all(model.device == "CPUExecutionProvider" for model in (new, old))
+    timed_threads = 1 if threads is None and on_cpu else threads
+    before = {**environment(), "threads": timed_threads, "judged": "cpu" if on_cpu else "wall"}
+    if latency:
+        with (
+            load(candidate, device, threads=timed_threads) as new,
+            load(baseline, device, threads=timed_threads) as old,
+        ):
+            session.judge_latency(new, old, seconds, shapes, clock or ProcessClock(), "cpu" if on_cpu else "wall")
+    return GateReport(
+        verdict=overall(session.checks),
+        task=task,
+        candidate=side_of(candidate, new.manifest),
+        baseline=side_of(baseline, old.manifest),
+        checks=tuple(session.checks),
+        metrics=tuple(session.metrics),
+        latency=tuple(session.latency),
+        failures=tuple(session.failures),
+        limits=limits,
+        data={
+            "name": samples.name,
+            "samples": len(samples.samples),
+            "labelled": samples.labelled,
+            "duplicates": samples.duplicates,
+        },
+        environment={"before": before, "after": environment()},
+        seed=seed,
+        seconds=time.perf_counter() - begun,
+    )
 
 
 class Session:
@@ -216,20 +222,28 @@ class Session:
         size = bundle_bytes(self.new.manifest)
         self.checks.append(judge_budget("size", float(size), self.limits.max_bytes, "bytes"))
 
-    def judge_latency(self, seconds: float, shapes: Sequence[tuple[int, int]] | None, clock: Clock) -> None:
-        models = (self.new, self.old)
-        wanted = shapes_for(models, shapes)
-        judged: Judged = "cpu" if all(model.device == "CPUExecutionProvider" for model in models) else "wall"
-        for shape in wanted:
+    def judge_latency(
+        self,
+        new: Model,
+        old: Model,
+        seconds: float,
+        shapes: Sequence[tuple[int, int]] | None,
+        clock: Clock,
+        judged: Judged,
+    ) -> None:
+        """Every shape in turn; time that one does not need goes to those after it."""
+        wanted = shapes_for((new, old), shapes, GATE_SHAPES)
+        end = clock.wall() + seconds
+        for number, shape in enumerate(wanted):
             plan = Plan(
                 limit=self.limits.latency_limit,
                 floor_seconds=self.limits.latency_floor_seconds,
                 judged=judged,
-                seconds=seconds / len(wanted),
+                seconds=max(0.0, end - clock.wall()) / (len(wanted) - number),
                 seed=self.seed,
             )
-            new, old = probes(models, shape, clock, self.seed)
-            found = compare(str(shape), new, old, plan, clock=clock, progress=self.progress)
+            first, second = probes((new, old), shape, clock, self.seed)
+            found = compare(str(shape), first, second, plan, clock=clock, progress=self.progress)
             self.latency += found
             self.checks += [judge_latency(comparison) for comparison in found]
 

@@ -22,13 +22,14 @@ from planish.runtime.cache import DecoderRun
 if TYPE_CHECKING:
     from planish.runtime.model import Model
 
-__all__ = ["Shape", "encoder_run", "probes", "shapes_for"]
+__all__ = ["BENCH_SHAPES", "GATE_SHAPES", "Shape", "encoder_run", "probes", "shapes_for"]
 
 Ints = NDArray[np.int64]
 
-ENCODER_SHAPES = ((1, 128), (8, 128))
-DECODER_SHAPES = ((1, 128),)
+GATE_SHAPES = {"encoder": ((1, 32), (1, 128)), "decoder": ((1, 64),)}
+BENCH_SHAPES = {"encoder": ((1, 32), (1, 128), (8, 128)), "decoder": ((1, 128),)}
 NEW_TOKENS = 16
+SETTLE_TOKENS = 8
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,11 @@ class Shape:
         return f"{self.batch}x{self.length}"
 
 
-def shapes_for(models: Sequence[Model], wanted: Sequence[tuple[int, int]] | None) -> list[Shape]:
+def shapes_for(
+    models: Sequence[Model],
+    wanted: Sequence[tuple[int, int]] | None,
+    defaults: Mapping[str, Sequence[tuple[int, int]]],
+) -> list[Shape]:
     """The shapes to measure: those asked for, or defaults cut to what every model takes.
 
     Raises:
@@ -55,8 +60,8 @@ def shapes_for(models: Sequence[Model], wanted: Sequence[tuple[int, int]] | None
     decoder = models[0].manifest.generation is not None
     room = min(longest_input(model) for model in models)
     if wanted is None:
-        defaults = DECODER_SHAPES if decoder else ENCODER_SHAPES
-        return [Shape(batch, min(length, room)) for batch, length in defaults]
+        cut = [Shape(batch, min(length, room)) for batch, length in defaults["decoder" if decoder else "encoder"]]
+        return list(dict.fromkeys(cut))
     for batch, length in wanted:
         if batch < 1 or not 1 <= length <= room:
             raise InputError(f"a shape of at least 1x1 and at most {room} tokens", f"{batch}x{length}", "change it")
@@ -80,7 +85,8 @@ def probes(
         return [decoder_probe(model, ids, forced) for model in models]
     runs = [encoder_run(model, ids) for model in models]
     chosen = inferences or max(block_length(run, clock) for run in runs)
-    return [block(run, chosen) for run in runs]
+    settles = [encoder_run(model, ids[:1, :SETTLE_TOKENS]) for model in models]
+    return [block(run, chosen, settle) for run, settle in zip(runs, settles, strict=True)]
 
 
 def encoder_run(model: Model, ids: Ints) -> Callable[[], object]:
@@ -100,7 +106,9 @@ def decoder_probe(model: Model, ids: Ints, forced: Ints) -> Probe:
         return DecoderRun(model.session, info, model.manifest.vocab_size, len(rows), longest=ids.shape[1], limit=limit)
 
     def probe(clock: Clock) -> Mapping[str, Timing]:
-        start().prefill([row[:8] for row in rows])  # untimed: the other side's threads and cache lines leave
+        start().prefill(
+            [row[:SETTLE_TOKENS] for row in rows]
+        )  # untimed: the other side's threads and cache lines leave
         cpu, wall = clock.cpu(), clock.wall()
         run = start()
         run.prefill(rows)
