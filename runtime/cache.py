@@ -167,19 +167,21 @@ class DecoderRun:
         return self._last_logits()
 
     def extend(self, ids: IntArray) -> FloatArray:
-        """Append ``ids`` to the only row; logits ``[len(ids), vocab]`` of every position (``logits_to_keep=0``)."""
+        """Append ``ids`` to the only row; logits ``[len(ids), vocab]`` of every position (``logits_to_keep=0``).
+
+        Only for runs that do nothing else.
+        """
         self._advance(ids.size)
-        if self._logits.shape[1] < ids.size:
-            self._logits = np.zeros((1, ids.size, self._vocab), self._logits_type)
-        logits = self._logits[:, : ids.size]
         self._binding.bind_cpu_input("input_ids", np.ascontiguousarray(ids, np.int64).reshape(1, -1))
         self._keep_all()
-        self._bind_logits(logits)
+        # Not into a buffer of ours: shape inference may have taken the default of logits_to_keep for the truth, and a
+        # buffer for more than one position is then refused. Bound before the cache, so it is the first output.
+        self._binding.bind_output("logits", "cpu")
         self._cache.bind(self._binding, 0, 1)
         self._stepping = False
         self._bind_mask(int(self.lengths[0]))
         self._run()
-        return np.asarray(logits[0], np.float32)
+        return np.require(self._binding.get_outputs()[0].numpy()[0], np.float32, ["W"])
 
     def _keep_all(self) -> None:
         keep = np.zeros(_keep_shape(self._session), np.int64)

@@ -59,14 +59,16 @@ def score(
 ) -> Score:
     """Score ``texts`` (or token ids) in windows of ``context`` tokens.
 
-    Raises RequestError for a context longer than the model's limit, and for texts too short to predict anything.
+    Raises RequestError for windows longer than the model's limit, and for texts too short to predict anything.
     """
-    if check_count("context", context, 2) > info.max_length:
-        raise RequestError(f"a context of at most {info.max_length}", str(context), f"pass context={info.max_length}")
+    check_count("context", context, 2)
     ids, _ = read_prompts(texts, encoder, vocab_size)
     for index, tokens in enumerate(ids):
         if tokens.size < 2:
             raise RequestError("texts of at least two tokens", f"one in text {index}", "leave it out")
+        if min(tokens.size, context) > info.max_length:
+            got, fix = f"{min(tokens.size, context)} in text {index}", f"pass context={info.max_length}"
+            raise RequestError(f"windows of at most {info.max_length} tokens", got, fix)
     return Score(tuple(_score_one(session, info, vocab_size, tokens, context) for tokens in ids))
 
 

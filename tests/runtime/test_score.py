@@ -84,7 +84,7 @@ def test_losses_of_extreme_logits_do_not_overflow() -> None:
         ("", 512, "at least one token"),
         ([[5]], 512, "at least two tokens"),
         ("Call me Ishmael.", 1, "context"),
-        ("Call me Ishmael.", 513, "at most 512"),
+        ([[5] * 600], 513, "at most 512 tokens, got 513 in text 0; pass context=512"),
         ("Call me Ishmael.", 3.0, "context"),
         ([[5, 99999]], 512, "99999"),
     ],
