@@ -20,7 +20,7 @@ from torch import Tensor
 
 from planish.errors import CheckpointError, RecipeError
 
-__all__ = ["Grid", "Quantized", "Range", "check_weight", "group_width", "round_to_grid"]
+__all__ = ["Grid", "Quantized", "Range", "check_weight", "group_width", "round_to_grid", "to_scale"]
 
 Range = Literal["mse", "absmax"]
 
@@ -97,9 +97,9 @@ class Grid:
     def _spread(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """The finest grid that reaches from ``low <= 0`` to ``high >= 0``."""
         if self.symmetric:
-            scale = _fp16(torch.maximum(low / self.lowest, high / self.highest))
+            scale = to_scale(torch.maximum(low / self.lowest, high / self.highest))
             return scale, torch.zeros_like(scale)
-        scale = _fp16((high - low) / (self.highest - self.lowest))
+        scale = to_scale((high - low) / (self.highest - self.lowest))
         return scale, self._zero(self.lowest - low / scale)
 
     def _zero(self, position: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ class _Best:
 
     def _slope(self, integers: Tensor) -> Tensor:
         slope = self._sum(integers * self.groups) / self._sum(integers.square())
-        return _fp16(torch.where(slope > 0, slope, self.scale))
+        return to_scale(torch.where(slope > 0, slope, self.scale))
 
 
 def round_to_grid(
@@ -201,6 +201,6 @@ def group_width(columns: int, group_size: int | None) -> int:
     return group_size
 
 
-def _fp16(scale: Tensor) -> Tensor:
+def to_scale(scale: Tensor) -> Tensor:
     """The nearest normal positive fp16 number, as float32."""
     return scale.clamp(_SMALLEST, _LARGEST).half().float()
