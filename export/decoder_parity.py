@@ -47,7 +47,10 @@ _RAGGED = (24, 9, 1)
 
 @dataclass(frozen=True)
 class _Case:
-    """Rows of token ids; all but the last ``steps`` of each are the prompt, read in ``chunks`` pieces."""
+    """Rows of token ids; all but the last ``steps`` of each are the prompt, read in ``chunks`` pieces.
+
+    ``shared``: one buffer under past and present, and of the prompt only the logits of last tokens: the runtime's way.
+    """
 
     name: str
     lengths: tuple[int, ...]
@@ -97,7 +100,7 @@ def decoder_golden(model: Any, *, vocab_size: int, lengths: Sequence[int] = (12,
 
 def _judge(case: _Case, exact: _Decoder, shipped: _Decoder, model: Any, vocab_size: int, seed: int) -> dict[str, Any]:
     rows = _rows([length + case.steps for length in case.lengths], vocab_size, seed)
-    got, free = exact.run(case, rows), shipped.run(case, rows)
+    got, free = (_run(decoder, case, rows) for decoder in (exact, shipped))
     wanted = [_torch_logits(model, row) for row in rows]
     pairs = [(wanted[row][at], ours, theirs) for row, at, ours, theirs in _pairs(case, got, free)]
     error = max(_largest(ours - expected) for expected, ours, _ in pairs)
@@ -111,11 +114,33 @@ def _judge(case: _Case, exact: _Decoder, shipped: _Decoder, model: Any, vocab_si
     return {"name": case.name, "max_abs_error": error, "drift": float(f"{drift:.1e}")}
 
 
+def _run(decoder: _Decoder, case: _Case, rows: list[Array]) -> list[Array]:
+    try:
+        logits = decoder.run(case, rows)
+    except onnxruntime.capi.onnxruntime_pybind11_state.OnnxRuntimeException as error:
+        raise _refused(case, " ".join(str(error).split())[:200]) from error
+    shapes = [array.shape[:2] for array in logits]
+    longest = max(case.lengths)
+    prompt = 1 if case.shared else longest - _chunk(case) * (case.chunks - 1)
+    if shapes != [(len(rows), prompt), *[(len(rows), 1)] * case.steps]:
+        raise _refused(case, f"logits of shapes {shapes}")
+    return logits
+
+
+def _refused(case: _Case, got: str) -> ParityError:
+    fix = "report it with the checkpoint: the emitter is wrong"
+    return ParityError(f"a graph that answers case {case.name}", got, fix)
+
+
+def _chunk(case: _Case) -> int:
+    return -(-max(case.lengths) // case.chunks)
+
+
 def _pairs(case: _Case, got: list[Array], free: list[Array]) -> list[tuple[int, slice, Array, Array]]:
-    """Row, positions, and what both graphs gave there: all positions of the last prompt chunk, then one a step."""
+    """Row, positions, and what both graphs gave there: positions of the last prompt chunk, then one a step."""
     pairs = []
     for row, length in enumerate(case.lengths):
-        start = length - got[0].shape[1] if case.chunks > 1 else 0
+        start = length - got[0].shape[1] if case.chunks > 1 or case.shared else 0
         count = length - start
         pairs.append((row, slice(start, length), got[0][row, :count], free[0][row, :count]))
         for step in range(case.steps):
@@ -133,14 +158,13 @@ class _Decoder:
         self.outputs = [value.name for value in session.get_outputs()]
 
     def run(self, case: _Case, rows: list[Array]) -> list[Array]:
-        """Logits of all positions of the (last chunk of the) prompt, then of each step."""
+        """Logits of the last chunk of the prompt (all positions, or the last real one), then of each step."""
         longest = max(case.lengths)
         feed = self._shared(len(rows), longest + case.steps) if case.shared else self._growing(len(rows))
         ids, mask = _pad([row[:length] for row, length in zip(rows, case.lengths, strict=True)], longest)
-        size = -(-longest // case.chunks)
-        for start in range(0, longest, size):
-            stop = min(start + size, longest)
-            logits = [feed(ids[:, start:stop], mask[:, :stop], 0)]
+        for start in range(0, longest, _chunk(case)):
+            stop = min(start + _chunk(case), longest)
+            logits = [feed(ids[:, start:stop], mask[:, :stop], int(case.shared))]
         for step in range(case.steps):
             token = np.array([[row[length + step]] for row, length in zip(rows, case.lengths, strict=True)])
             real = np.asarray(case.lengths)[:, None] + step + 1

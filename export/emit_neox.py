@@ -47,7 +47,8 @@ def emit(blocks: Blocks) -> ir.Value:
         inner = blocks.activation(blocks.one(normed, f"{layer}.mlp.dense_h_to_4h"), config.get("hidden_act", "gelu"))
         hidden = blocks.add(after, blocks.one(inner, f"{layer}.mlp.dense_4h_to_h"))
     kept = blocks.layer_norm(blocks.keep(hidden), "gpt_neox.final_layer_norm", epsilon)
-    return blocks.head(kept, "embed_out", "gpt_neox.embed_in")
+    old = "embed_out.weight" in blocks.reader or blocks.reader.is_quantized("embed_out")
+    return blocks.head(kept, "embed_out" if old else "lm_head", "gpt_neox.embed_in")
 
 
 def _rotary_dim(config: dict[str, Any], head_dim: int) -> int:
