@@ -111,6 +111,12 @@ def test_all_positions_in_chunks_match_one_pass(session: Any, model: Any, chunk:
     np.testing.assert_allclose(got, reference(model, ids.tolist()), atol=TOLERANCE)
 
 
+def test_a_graph_that_declares_one_position_gives_them_all(model: Any) -> None:
+    (ids,) = prompts(20)
+    run = DecoderRun(tiny_decoder.make_session(model, positions=1), INFO, VOCAB, 1, longest=20, limit=20)
+    np.testing.assert_allclose(run.extend(ids), reference(model, ids.tolist()), atol=TOLERANCE)
+
+
 def test_past_and_present_are_the_same_memory(session: Any) -> None:
     cache = KVCache(INFO, 3, 100)
     assert cache.nbytes == 2 * tiny_decoder.LAYERS * 3 * tiny_decoder.KV_HEADS * 128 * tiny_decoder.HEAD_DIM * 4

@@ -72,7 +72,8 @@ class _Graph:
         return self.op("SimplifiedLayerNormalization", [x, scale], name, epsilon=module.variance_epsilon, axis=-1)
 
 
-def make_session(model: LlamaForCausalLM) -> onnxruntime.InferenceSession:
+def make_session(model: LlamaForCausalLM, *, positions: int | None = None) -> onnxruntime.InferenceSession:
+    """``positions=1`` declares logits of one position, as ONNX Runtime's shape inference does for some graphs."""
     graph = _Graph()
     _lengths(graph)
     _rotary(graph, model)
@@ -84,7 +85,9 @@ def make_session(model: LlamaForCausalLM) -> onnxruntime.InferenceSession:
     graph.linear(_kept(graph, hidden), "logits", [model.lm_head.weight])
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(_finish(graph).SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(
+        _finish(graph, positions).SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
 
 
 def _lengths(graph: _Graph) -> None:
@@ -143,13 +146,13 @@ def _kept(graph: _Graph, hidden: str) -> str:
     return graph.op("GatherND", [hidden, "indices"], "kept", batch_dims=1)
 
 
-def _finish(graph: _Graph) -> onnx.ModelProto:
+def _finish(graph: _Graph, positions: int | None) -> onnx.ModelProto:
     cache = ["batch", KV_HEADS, "past", HEAD_DIM]
     inputs = [
         helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "sequence"]),
         helper.make_tensor_value_info("attention_mask", TensorProto.INT64, ["batch", "total"]),
     ]
-    outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, None)]
+    outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", positions or "positions", None])]
     for index in range(LAYERS):
         for part in ("key", "value"):
             inputs.append(helper.make_tensor_value_info(f"past_key_values.{index}.{part}", TensorProto.FLOAT, cache))
