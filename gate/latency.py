@@ -1,32 +1,45 @@
-"""Latency of a candidate against a baseline that runs in the same session, in interleaved pairs.
+"""Latency of a candidate against a baseline, in interleaved blocks and in several sittings.
 
-One pair is one block of the candidate and one of the baseline, in random order; each block begins with a short untimed
-inference, so that the other side's spinning threads and cache lines are gone. Slow drifts (heat, clocks,
-neighbours) then hit both sides of a pair alike.
+Two things make two runs of one model differ. Noise in time (heat, clocks, neighbours) hits both sides of a pair alike
+when blocks are short and alternate in random order. And *sessions* differ: two sessions of one bundle in one process
+differ by 1-3 % for as long as they live, by where their memory came to lie (five sessions of MiniLM, one thread, 1x32:
+0.961 to 1.029 of their mean, intervals of +-1 %). No amount of pairs in one pair of sessions averages that away. So
+the unit of evidence is a **sitting**: both bundles are opened afresh, in random order, and measured in a few
+alternating blocks; the medians of a sitting are one pair.
 
-**Judged quantity**: process CPU time on CPU engines, the wall clock elsewhere. On a busy 2-core machine the rule of
-`planish.gate.slowdown` raised no false alarm on identical models and found +5 % in 94 % of the rounds on CPU time; on
-the wall clock it found 9 % (54 rounds of 40 pairs). The gate measures on one thread unless told otherwise: then CPU
-time is work and nothing else, while idle threads of a larger pool spin, and on a busy machine spin for long. CPU time
-does not see how well the work spreads over cores: the wall ratio is always reported beside it.
+Each block begins with a short untimed inference, so that the other side's spinning threads and cache lines are gone.
+
+**Judged quantity**: process CPU time on CPU engines, the wall clock elsewhere. On a busy 2-core machine a rule like
+that of `planish.gate.slowdown` raised no false alarm on identical models and found +5 % in 94 % of the rounds on CPU
+time; on the wall clock it found 9 % (54 rounds of 40 pairs). The gate measures on one thread unless told otherwise:
+then CPU time is work and nothing else, while idle threads of a larger pool spin, and on a busy machine spin for long.
+CPU time does not see how well the work spreads over cores: the wall ratio is always reported beside it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
 
 from planish.gate.clock import Clock, ProcessClock, Timing
 from planish.gate.slowdown import FIRST_LOOK, Comparison, Pairs, Plan, decide, is_clear
 
-__all__ = ["Probe", "block", "block_length", "compare"]
+__all__ = ["Probe", "Sides", "Sitting", "block", "block_length", "compare", "median_timing"]
 
 Probe = Callable[[Clock], Mapping[str, Timing]]
 """Does one block of work; returns for each phase ("inference", or "prefill" and "decode") seconds for one unit."""
 
+Sides = Mapping[str, tuple[Probe, Probe]]
+"""For each shape, by name, the probes of candidate and baseline."""
+
+Sitting = Callable[[bool], AbstractContextManager[Sides]]
+"""Opens both sides afresh, the candidate first if told so."""
+
 BLOCK_SECONDS = 0.02  # a block shorter than this is mostly the clock's own noise
+BLOCKS = 3  # of each side in a sitting
 GROWTH = 1.4  # from one look of the sequential rule to the next
 
 
@@ -45,9 +58,8 @@ def block(run: Callable[[], object], inferences: int, settle: Callable[[], objec
 
 
 def block_length(run: Callable[[], object], clock: Clock) -> int:
-    """How many inferences make a block of about ``BLOCK_SECONDS``, at most 100; also warms up."""
-    for _ in range(3):
-        run()
+    """How many inferences make a block of about ``BLOCK_SECONDS``, at most 100."""
+    run()
     cpu, wall = clock.cpu(), clock.wall()
     run()
     took = (clock.cpu() - cpu) or (clock.wall() - wall)  # a busy machine stretches the wall clock
@@ -55,60 +67,58 @@ def block_length(run: Callable[[], object], clock: Clock) -> int:
 
 
 def compare(
-    name: str,
-    candidate: Probe,
-    baseline: Probe,
+    sitting: Sitting,
     plan: Plan,
     *,
     clock: Clock | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> list[Comparison]:
-    """Measure pairs until every phase is decided or the time is up; one comparison a phase, named ``name phase``."""
+    """Sit until every shape and phase is decided or the time is up; one comparison for each, named ``shape phase``.
+
+    At least one sitting is held, however short the time.
+    """
     clock = clock or ProcessClock()
     end = clock.wall() + plan.seconds
-    warm_up(candidate, baseline, clock, clock.wall() + plan.seconds / 10)
     rng = np.random.default_rng(plan.seed)
-    phases: dict[str, Pairs] = {}
+    found: dict[str, Pairs] = {}
     look = FIRST_LOOK
-    for pair in range(1, plan.max_pairs + 1):
-        measure_pair(candidate, baseline, phases, clock, candidate_first=bool(rng.integers(2)))
+    for done in range(1, plan.max_pairs + 1):
+        with sitting(bool(rng.integers(2))) as sides:
+            for shape, (candidate, baseline) in sides.items():
+                hold(shape, candidate, baseline, found, clock, rng)
         if progress:
-            progress(f"latency {name}", pair, plan.max_pairs)
+            progress("latency", done, plan.max_pairs)
         if clock.wall() >= end:
             break
-        if pair >= look:
+        if done >= look:
             look = math.ceil(look * GROWTH)
-            if all(is_clear(pairs, plan) for pairs in phases.values()):
+            if all(is_clear(pairs, plan) for pairs in found.values()):
                 break
-    return [decide(f"{name} {phase}", pairs, plan) for phase, pairs in phases.items()]
+    return [decide(name, pairs, plan) for name, pairs in found.items()]
 
 
-def warm_up(candidate: Probe, baseline: Probe, clock: Clock, end: float) -> None:
-    """Two blocks each; then until two blocks in a row differ by less than 5 %, or the time for it is up."""
-    for probe in (candidate, baseline):
-        before = total_wall(probe(clock))
-        for _ in range(10):
-            now = total_wall(probe(clock))
-            if abs(now - before) <= 0.05 * before or clock.wall() >= end:
-                break
-            before = now
-
-
-def total_wall(timings: Mapping[str, Timing]) -> float:
-    return sum(timing.wall for timing in timings.values())
-
-
-def measure_pair(
-    candidate: Probe, baseline: Probe, phases: dict[str, Pairs], clock: Clock, *, candidate_first: bool
+def hold(
+    shape: str,
+    candidate: Probe,
+    baseline: Probe,
+    found: dict[str, Pairs],
+    clock: Clock,
+    rng: np.random.Generator,
 ) -> None:
-    """One block of each side, in the order given, added to ``phases``."""
-    if candidate_first:
-        new = candidate(clock)
-        old = baseline(clock)
-    else:
-        old = baseline(clock)
-        new = candidate(clock)
-    for phase in new:
-        pairs = phases.setdefault(phase, Pairs())
-        pairs.candidate.append(new[phase])
-        pairs.baseline.append(old[phase])
+    """Warm both sides up, run their blocks in random order within each pair, and add the medians to ``found``."""
+    sides = (candidate, baseline)
+    for index in rng.permutation(2):
+        sides[index](clock)
+    blocks: tuple[list[Mapping[str, Timing]], list[Mapping[str, Timing]]] = ([], [])
+    for _ in range(BLOCKS):
+        for index in rng.permutation(2):
+            blocks[index].append(sides[index](clock))
+    for phase in blocks[0][0]:
+        pairs = found.setdefault(f"{shape} {phase}", Pairs())
+        pairs.candidate.append(median_timing([timings[phase] for timings in blocks[0]]))
+        pairs.baseline.append(median_timing([timings[phase] for timings in blocks[1]]))
+
+
+def median_timing(timings: Sequence[Timing]) -> Timing:
+    """Medians of CPU and wall, each by itself."""
+    return Timing(float(np.median([t.cpu for t in timings])), float(np.median([t.wall for t in timings])))

@@ -1,17 +1,20 @@
 """The latency rule: from paired times to pass, regress or inconclusive. `planish.gate.latency` does the measuring.
 
+A pair is one sitting: the median times of two sessions opened for it, so that pairs are independent.
+
 For a limit L (1.05: at most 5 % slower), with the pseudomedian of the log ratios and the interval that inverts
 Wilcoxon's test:
 
 - pass: the upper bound of the 95 % interval is at or below L;
 - regress: the ratio found is above L - 0.02 (for L below 1.05: above 60 % of the allowed slowdown), *and* Wilcoxon's
   one-sided p is below 0.01 against "not slower" (for a required speed-up: against "at L");
-- else inconclusive; also with fewer than 8 pairs, or a clock that stood still in more than 5 % of them.
+- else inconclusive; also with fewer than 6 pairs (a regress needs 7: p cannot be below 0.01 with fewer), or a clock
+  that stood still in more than 5 % of them.
 
 A true slowdown of exactly L therefore passes in at most 2.5 % of runs. A difference below the absolute floor never
 regresses: L is raised to where the difference is the floor.
 
-**Sequential stopping**: looks at 12, 17, 24, 34, ... pairs stop early only on a 99.5 % interval that lies wholly on one
+**Sequential stopping**: looks at 9, 13, 19, 27, ... pairs stop early only on a 99.5 % interval that lies wholly on one
 side; the 95 % interval is read once, when the time is up. So repeated looking hardly raises the error rates.
 """
 
@@ -44,8 +47,8 @@ Judged = Literal["cpu", "wall"]
 CLEAR = 0.995  # confidence of the interval that may stop early
 FINAL = 0.95
 ALPHA = 0.01
-FIRST_LOOK = 12
-LEAST_PAIRS = 8  # Wilcoxon's p cannot fall below 0.01 with fewer than 7
+FIRST_LOOK = 9  # fewer have no interval of 99.5 %
+LEAST_PAIRS = 6  # fewer have no interval of 95 %
 MOST_LOST = 0.05  # share of pairs a bad clock may cost
 UNKNOWN = Interval(math.nan, -math.inf, math.inf, FINAL, "no pairs")
 

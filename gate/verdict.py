@@ -16,10 +16,11 @@ The rules stand in `planish.gate.checks`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from planish.errors import InputError
 from planish.gate import agreement as measures
@@ -34,15 +35,15 @@ from planish.gate.checks import (
 )
 from planish.gate.clock import Clock, ProcessClock, environment
 from planish.gate.data import Dataset, load_data, unlabelled
-from planish.gate.latency import compare
+from planish.gate.latency import Sides, Sitting, compare
 from planish.gate.likelihood import Likelihood, compare_likelihood
 from planish.gate.limits import AGREEMENT, Limits
 from planish.gate.metrics import Measured, accuracy, answer_token_f1, exact_match, macro_f1, span_f1
 from planish.gate.outputs import Failure, Outputs, collect, label_list
 from planish.gate.paired import estimate, exact_p, log_ratio, paired_loss
 from planish.gate.report import GateReport, Pair, Side
-from planish.gate.slowdown import Comparison, Judged, Plan, judge_latency
-from planish.gate.workloads import GATE_SHAPES, probes, shapes_for
+from planish.gate.slowdown import Comparison, Plan, judge_latency
+from planish.gate.workloads import GATE_SHAPES, Shape, probes, shapes_for
 from planish.runtime.loader import load
 
 if TYPE_CHECKING:
@@ -103,14 +104,15 @@ def gate(
         session.judge_generation(DEFAULT_TOKENS if builtin else None) if task == "text-generation" else session.judge()
         session.judge_bytes()
         on_cpu = all(model.device == "CPUExecutionProvider" for model in (new, old))
+        shapes_timed = shapes_for((new, old), shapes, GATE_SHAPES) if latency else []
     timed_threads = 1 if threads is None and on_cpu else threads
     before = {**environment(), "threads": timed_threads, "judged": "cpu" if on_cpu else "wall"}
     if latency:
-        with (
-            load(candidate, device, threads=timed_threads) as new,
-            load(baseline, device, threads=timed_threads) as old,
-        ):
-            session.judge_latency(new, old, seconds, shapes, clock or ProcessClock(), "cpu" if on_cpu else "wall")
+        clock = clock or ProcessClock()
+        options = {"device": device, "threads": timed_threads}
+        plan = Plan(limits.latency_limit, limits.latency_floor_seconds, "cpu" if on_cpu else "wall", seconds, seed=seed)
+        sitting = sittings((candidate, baseline), shapes_timed, clock, seed, options)
+        session.judge_latency(compare(sitting, plan, clock=clock, progress=progress))
     return GateReport(
         verdict=overall(session.checks),
         task=task,
@@ -222,30 +224,26 @@ class Session:
         size = bundle_bytes(self.new.manifest)
         self.checks.append(judge_budget("size", float(size), self.limits.max_bytes, "bytes"))
 
-    def judge_latency(
-        self,
-        new: Model,
-        old: Model,
-        seconds: float,
-        shapes: Sequence[tuple[int, int]] | None,
-        clock: Clock,
-        judged: Judged,
-    ) -> None:
-        """Every shape in turn; time that one does not need goes to those after it."""
-        wanted = shapes_for((new, old), shapes, GATE_SHAPES)
-        end = clock.wall() + seconds
-        for number, shape in enumerate(wanted):
-            plan = Plan(
-                limit=self.limits.latency_limit,
-                floor_seconds=self.limits.latency_floor_seconds,
-                judged=judged,
-                seconds=max(0.0, end - clock.wall()) / (len(wanted) - number),
-                seed=self.seed,
-            )
-            first, second = probes((new, old), shape, clock, self.seed)
-            found = compare(str(shape), first, second, plan, clock=clock, progress=self.progress)
-            self.latency += found
-            self.checks += [judge_latency(comparison) for comparison in found]
+    def judge_latency(self, found: Sequence[Comparison]) -> None:
+        self.latency += found
+        self.checks += [judge_latency(comparison) for comparison in found]
+
+
+def sittings(
+    bundles: tuple[str | Path, str | Path], shapes: Sequence[Shape], clock: Clock, seed: int, options: dict[str, Any]
+) -> Sitting:
+    """Opens candidate and baseline, in the order asked for, and gives their probes for every shape."""
+
+    @contextmanager
+    def sit(candidate_first: bool) -> Iterator[Sides]:
+        with ExitStack() as stack:
+            models = {number: stack.enter_context(load(bundles[number], **options))
+                      for number in ((0, 1) if candidate_first else (1, 0))}  # fmt: skip
+            pair = [models[0], models[1]]
+            sides = {str(shape): probes(pair, shape, clock, seed) for shape in shapes}
+            yield {name: (new, old) for name, (new, old) in sides.items()}
+
+    return sit
 
 
 def same_kind(candidate: Manifest, baseline: Manifest) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from planish.gate import slowdown
 from planish.gate.checks import Verdict
 from planish.gate.clock import Timing
-from planish.gate.latency import block, block_length, compare, warm_up
+from planish.gate.latency import Probe, Sides, Sitting, block, block_length, compare
 from planish.gate.slowdown import Comparison, Pairs, Plan, bounds, decide, judge_latency
 
 
@@ -41,11 +42,26 @@ class Machine:
         return run
 
 
+def sitting_of(candidate: Probe, baseline: Probe) -> Sitting:
+    @contextmanager
+    def sit(candidate_first: bool) -> Iterator[Sides]:
+        yield {"1x8": (candidate, baseline)}
+
+    return sit
+
+
 def measure(slower: float, seed: int, noise: float = 0.03, **changes: float) -> Comparison:
     machine = Machine(seed, noise, drift=changes.pop("drift", 0.0))
+    luck = changes.pop("luck", 0.0)
     plan = replace(Plan(seconds=20.0, seed=seed), **changes)
-    candidate, baseline = block(machine.work(0.01 * slower), 2), block(machine.work(0.01), 2)
-    return compare("1x8", candidate, baseline, plan, clock=machine)[0]
+
+    @contextmanager
+    def sit(candidate_first: bool) -> Iterator[Sides]:
+        """Sessions that are faster or slower for as long as they live, by where their memory came to lie."""
+        new, old = 0.01 * np.exp(machine.rng.normal(0, luck, 2))
+        yield {"1x8": (block(machine.work(slower * new), 1), block(machine.work(old), 1))}
+
+    return compare(sit, plan, clock=machine)[0]
 
 
 def verdicts(slower: float, rounds: int = 60, **changes: float) -> Counter[str]:
@@ -169,7 +185,8 @@ def test_the_order_inside_pairs_is_random_and_seeded() -> None:
             run = machine.work(0.01)
             return lambda: (seen.append(name), run())[1]  # type: ignore[func-returns-value]
 
-        compare("x", block(side("c"), 1), block(side("b"), 1), Plan(seconds=2.0, seed=seed), clock=machine)
+        sit = sitting_of(block(side("c"), 1), block(side("b"), 1))
+        compare(sit, Plan(seconds=2.0, seed=seed), clock=machine)
         return "".join(seen)
 
     assert orders(1) == orders(1) != orders(2)
@@ -177,15 +194,40 @@ def test_the_order_inside_pairs_is_random_and_seeded() -> None:
     assert "bbcc" in orders(1)
 
 
-def test_warm_up_goes_on_until_the_times_settle() -> None:
-    calls = []
+def test_the_luck_of_sessions_is_averaged_over_sittings() -> None:
+    """Sessions of one bundle differ by 2 %: pairs inside one sitting would swear to that difference."""
+    found = verdicts(1.0, luck=0.02, noise=0.01, rounds=100)
+    assert found["regress"] <= 2
+    assert found["pass"] >= 90
+    assert verdicts(1.10, luck=0.02, noise=0.01)["regress"] >= 57
 
-    def probe(clock: Machine) -> dict[str, Timing]:
-        calls.append(1)
-        return {"inference": Timing(1.0, 1.0 + 1.0 / len(calls) ** 2)}
 
-    warm_up(probe, lambda clock: {"inference": Timing(1.0, 1.0)}, Machine(0), end=math.inf)  # type: ignore[arg-type]
-    assert len(calls) == 4
+def test_without_fresh_sessions_luck_would_raise_false_alarms() -> None:
+    """The mutation the test above has to notice: one pair of sessions for the whole comparison."""
+    alarms = 0
+    for seed in range(60):
+        machine = Machine(seed, noise=0.01)
+        new, old = 0.01 * np.exp(machine.rng.normal(0, 0.03, 2))
+        sit = sitting_of(block(machine.work(new), 1), block(machine.work(old), 1))
+        alarms += compare(sit, Plan(seconds=20.0, seed=seed), clock=machine)[0].verdict == "regress"
+    assert alarms > 4
+
+
+def test_who_is_opened_first_is_random() -> None:
+    orders = []
+
+    @contextmanager
+    def sit(candidate_first: bool) -> Iterator[Sides]:
+        orders.append(candidate_first)
+        yield {"x": (block(machine.work(0.01), 1), block(machine.work(0.01), 1))}
+
+    machine = Machine(0, noise=0.5)
+    compare(sit, Plan(seconds=3.0, limit=1.0), clock=machine)
+    assert 0.2 < np.mean(orders) < 0.8
+
+
+def test_one_sitting_is_held_however_short_the_time() -> None:
+    assert measure(1.0, 0, seconds=0.0).pairs == 1
 
 
 def test_blocks_are_long_enough_for_the_clock() -> None:
