@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from planish.errors import CheckpointError
 from planish.export.graph import Built
 
 __all__ = ["FILE", "genai_config", "write_genai_config"]
@@ -25,23 +24,17 @@ _OWN_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 def genai_config(built: Built, config: Mapping[str, Any], model_path: str = "onnx/ort/model.onnx") -> dict[str, Any]:
     """The configuration for ``built``, whose model will lie at ``model_path`` in the bundle.
 
-    ``config`` is the checkpoint's ``config.json``. Raises ``CheckpointError`` if no token ends a text, since
-    onnxruntime-genai refuses to load such a model.
+    ``config`` is the checkpoint's ``config.json``. Ids the checkpoint does not name are left out.
     """
     generation = built.generation or {}
     ends = generation["eos_token_ids"]
-    if not ends:
-        raise CheckpointError(
-            "eos_token_id in config.json or generation_config.json", "none", "add it, so that generation can end"
-        )
-    pad, begin = generation["pad_token_id"], generation["bos_token_id"]
+    pad = generation["pad_token_id"] if generation["pad_token_id"] is not None else (ends or [None])[0]
+    tokens = {"bos_token_id": generation["bos_token_id"], "eos_token_id": ends or None, "pad_token_id": pad}
     model = {
         "type": config["model_type"] if config["model_type"] in _OWN_TYPES else "decoder",
         "vocab_size": int(config["vocab_size"]),
         "context_length": generation["max_length"],
-        "bos_token_id": ends[0] if begin is None else begin,
-        "eos_token_id": ends,
-        "pad_token_id": ends[0] if pad is None else pad,
+        **{key: token for key, token in tokens.items() if token is not None},
         "decoder": _decoder(built, generation, config, model_path),
     }
     return {"model": model, "search": _search(generation)}
