@@ -98,7 +98,13 @@ def _encoder(
 def _decoder(
     source: Path, scratch: Path, fields: dict[str, Any], opset: int, atol: float | None, progress: Progress | None
 ) -> Made:
-    raise NotImplementedError
+    from planish.export.decoder import build_decoder
+    from planish.export.decoder_parity import check_decoder, decoder_golden
+
+    built = build_decoder(source, scratch, opset=opset, progress=progress)
+    model = load_reference(source, "text-generation")
+    parity = check_decoder(built, model, vocab_size=fields["vocab_size"], atol=atol, progress=progress)
+    return built, parity, decoder_golden(model, vocab_size=fields["vocab_size"])
 
 
 def _check_opset(opset: int) -> None:

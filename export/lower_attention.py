@@ -25,16 +25,16 @@ def lower_attention(build: Builder, node: ir.Node, mask: ir.Value) -> None:
     flat = [_before_split(part) for part in (query, key, value)]
     heads, width = _static(query, 1), _static(query, 3)
     if heads is None or width is None or None in flat:
-        node.outputs[0].replace_all_uses_with(_plain(build, query, key, value, bias, scale))
+        build.replace(node.outputs[0], _plain(build, query, key, value, bias, scale))
         return
     integer_mask = build.once("mask", lambda: build.op("Cast", mask, to=int(ir.DataType.INT32)))
     joined = build.op("MultiHeadAttention", *flat, None, integer_mask, domain=CONTRIB, num_heads=heads, scale=scale)
     followers = node.outputs[0].consumers()
     if len(followers) == 1 and followers[0].op_type == "Reshape":
-        followers[0].outputs[0].replace_all_uses_with(joined)
+        build.replace(followers[0].outputs[0], joined)
     else:
         split = build.op("Reshape", joined, build.constant([0, 0, heads, width]))
-        node.outputs[0].replace_all_uses_with(split)
+        build.replace(node.outputs[0], split)
 
 
 def _plain(build: Builder, query: ir.Value, key: ir.Value, value: ir.Value, bias: ir.Value, scale: float) -> ir.Value:

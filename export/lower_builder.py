@@ -47,6 +47,13 @@ class Builder:
         self.graph.insert_before(self._anchor, node)
         return node.outputs
 
+    def replace(self, old: ir.Value, new: ir.Value) -> None:
+        """Let everything that read ``old`` read ``new``; a graph output keeps its name, type and shape."""
+        new.type, new.shape = old.type, old.shape
+        if old.is_graph_output():
+            old.name, new.name = f"{old.name}.traced", old.name
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+
     def constant(self, value: Any, dtype: str = "int64") -> ir.Value:
         """A small constant, stored once however often it is used."""
         array = np.asarray(value, dtype=dtype)
@@ -65,6 +72,10 @@ class Builder:
     def half(self, name: str, array: Array) -> ir.Value:
         """A float32 weight; scales of an encoder are too few to be worth a cast from float16."""
         return self.weight(name, array)
+
+    def again(self, name: str, weight: ir.Value, shape: tuple[int, ...]) -> ir.Value:
+        """``weight`` in another shape, stored once; folded when a session loads."""
+        return self.op("Reshape", weight, self.constant(shape))
 
     def once(self, key: Any, make: Any) -> Any:
         """What ``make()`` gave the first time it was asked for under ``key``; for nodes that several layers share."""

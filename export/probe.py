@@ -52,10 +52,12 @@ def graph_integers(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def write_probe(path: Path, values: Sequence[str], folder: Path) -> Path:
-    """A copy of the model with ``values`` as additional outputs."""
+    """A copy of the model with ``values`` as additional outputs, whose MatMulNBits do not round their inputs."""
     model = ir.load(path)
     wanted = set(values)
     for node in model.graph:
+        if node.op_type == "MatMulNBits":
+            node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", 0)
         for value in node.outputs:
             if value.name in wanted:
                 value.type = value.type or ir.TensorType(ir.DataType.FLOAT)

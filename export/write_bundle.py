@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from planish.errors import HostError, InputError
+from planish.export.genai import write_genai_config
 from planish.export.golden import Arrays, write_golden
 from planish.export.graph import Built
 from planish.export.quiet import quiet
@@ -83,6 +84,8 @@ def write_bundle(
     _write_text(folder / "config.json", json.dumps(plain, sort_keys=True, indent=1, ensure_ascii=False) + "\n")
     _copy_side_files(checkpoint, folder)
     write_golden(folder, *golden)
+    if built.generation is not None:
+        write_genai_config(folder, built, plain)
     _write_text(folder / "README.md", _readme(fields, built))
     return write_manifest(folder, {**fields, "dialects": {"ort": _dialect(built)}, "generation": built.generation})
 
