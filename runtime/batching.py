@@ -38,8 +38,11 @@ def batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
-def pad(pieces: Sequence[Piece], pad_token_id: int) -> dict[str, NDArray[np.int64]]:
-    """``input_ids``, ``attention_mask`` and ``token_type_ids``, int64 [pieces, longest], padded on the right."""
+def pad(pieces: Sequence[Piece], pad_token_id: int, typed: bool = True) -> dict[str, NDArray[np.int64]]:
+    """``input_ids``, ``attention_mask`` and ``token_type_ids`` (0 unless ``typed``), int64 [pieces, longest].
+
+    Padded on the right.
+    """
     shape = (len(pieces), max(len(piece) for piece in pieces))
     ids = np.full(shape, pad_token_id, dtype=np.int64)
     mask = np.zeros(shape, dtype=np.int64)
@@ -48,7 +51,8 @@ def pad(pieces: Sequence[Piece], pad_token_id: int) -> dict[str, NDArray[np.int6
         length = len(piece)
         ids[row, :length] = piece.ids
         mask[row, :length] = 1
-        types[row, :length] = piece.type_ids
+        if typed:
+            types[row, :length] = piece.type_ids
     return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
 
 
@@ -58,6 +62,7 @@ class Forward:
 
     engine: Engine
     pad_token_id: int
+    typed: bool = True
     workers: int = 1
 
     def __call__(self, pieces: Sequence[Piece], batch_size: int) -> Iterator[Row]:
@@ -83,7 +88,7 @@ class Forward:
                 yield from waiting.popleft().result()
 
     def _rows(self, batch: Sequence[int], pieces: Sequence[Piece]) -> list[Row]:
-        inputs = pad([pieces[index] for index in batch], self.pad_token_id)
+        inputs = pad([pieces[index] for index in batch], self.pad_token_id, self.typed)
         names = self.engine.input_names
         outputs = self.engine.run({name: array for name, array in inputs.items() if name in names})
         for name, array in outputs.items():

@@ -12,7 +12,7 @@ from planish.runtime.engine import Engine, engine_library, open_session, place, 
 from planish.runtime.integrity import Verified, check_unchanged, read_verified, verify_files
 from planish.runtime.manifest import Manifest
 from planish.runtime.model import Model
-from planish.runtime.text import TextEncoder, load_tokenizer, special_tokens
+from planish.runtime.text import TextEncoder, load_tokenizer, special_tokens, uses_types
 from planish.runtime.validate import Limits
 
 __all__ = ["load"]
@@ -65,8 +65,9 @@ def _text(verified: Verified) -> TextEncoder | None:
     data = read_verified(verified, "tokenizer.json")
     if data is None:
         return None
-    names = ("tokenizer_config.json", "special_tokens_map.json")
-    return TextEncoder(load_tokenizer(data), special_tokens(*(read_verified(verified, name) for name in names)))
+    config = read_verified(verified, "tokenizer_config.json")
+    special = special_tokens(config, read_verified(verified, "special_tokens_map.json"))
+    return TextEncoder(load_tokenizer(data), special, uses_types(config))
 
 
 def _limits(verified: Verified, manifest: Manifest) -> Limits:

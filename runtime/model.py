@@ -256,7 +256,8 @@ class Model:
         if method != offered:
             fix = f"call {offered}() or run()"
             raise RequestError(f"a bundle that offers {method}()", f"one made for {self.manifest.task}", fix)
-        return Forward(self._open(), self.manifest.pad_token_id or 0, self._workers), self._encoder()
+        text = self._encoder()
+        return Forward(self._open(), self.manifest.pad_token_id or 0, text.typed, self._workers), text
 
     def _pieces(self, text: TextEncoder, texts: Sequence[Any], truncate: bool) -> list[Piece]:
         limit = self.manifest.max_length

@@ -17,7 +17,7 @@ from planish.errors import BundleError, HostError, RequestError
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
-__all__ = ["MAX_TOKENIZER_BYTES", "TextEncoder", "load_tokenizer", "special_tokens"]
+__all__ = ["MAX_TOKENIZER_BYTES", "TextEncoder", "load_tokenizer", "special_tokens", "uses_types"]
 
 MAX_TOKENIZER_BYTES = 128 << 20
 """The largest tokenizers in use (256 k tokens with merges) take about 35 MB."""
@@ -29,11 +29,15 @@ TextOrPair = str | tuple[str, str]
 
 
 class TextEncoder:
-    """Encodes texts and pairs of texts, and names the model's special tokens. Safe to share between threads."""
+    """Encodes texts and pairs of texts, and names the model's special tokens. Safe to share between threads.
 
-    def __init__(self, tokenizer: Tokenizer, special: Mapping[str, str]) -> None:
+    ``typed`` says whether the model was trained with the tokenizer's token types; else they are all 0.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, special: Mapping[str, str], typed: bool = True) -> None:
         self.tokenizer = tokenizer
         self.special = dict(special)
+        self.typed = typed
 
     def encode(self, texts: Sequence[TextOrPair]) -> list[Encoding]:
         """One encoding a text, whole: not truncated, not padded. Raises RequestError for what is not text."""
@@ -93,6 +97,16 @@ def special_tokens(*files: bytes | None) -> dict[str, str]:
             if key.endswith("_token") and isinstance(content, str):
                 found.setdefault(key, content)
     return found
+
+
+def uses_types(config: bytes | None) -> bool:
+    """Whether tokenizer_config.json lets token types reach the model; it does unless its input names leave them out.
+
+    >>> uses_types(None), uses_types(b'{"model_input_names": ["input_ids", "attention_mask"]}')
+    (True, False)
+    """
+    names = _object(config).get("model_input_names")
+    return not isinstance(names, list) or "token_type_ids" in names
 
 
 def _object(data: bytes | None) -> dict[str, Any]:
