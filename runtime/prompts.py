@@ -14,7 +14,17 @@ from planish.errors import RequestError
 from planish.runtime.sample import IntArray, Sampling
 from planish.runtime.text import TextEncoder
 
-__all__ = ["Options", "Prompts", "Request", "check_count", "check_ids", "check_seeds", "check_stops", "read_prompts"]
+__all__ = [
+    "Options",
+    "Prompts",
+    "Request",
+    "check_count",
+    "check_ids",
+    "check_lengths",
+    "check_seeds",
+    "check_stops",
+    "read_prompts",
+]
 
 Prompts = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | NDArray[Any]
 """One prompt or several, as text or as token ids."""
