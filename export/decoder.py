@@ -45,7 +45,7 @@ def build_decoder(
     """
     reader = CheckpointReader(checkpoint)
     family = _family(reader.config)
-    dimensions: Dimensions = family.dimensions(reader.config)
+    dimensions = _dimensions(family, reader.config)
     scratch.mkdir(parents=True, exist_ok=True)
     with EmitGraph(scratch, opset=opset) as graph:
         blocks = Blocks(
@@ -79,6 +79,22 @@ def _family(config: dict[str, Any]) -> Any:
             f"give a checkpoint of a known type; {nearest(kind, FAMILIES)}",
         )
     return importlib.import_module(FAMILIES[kind])
+
+
+def _dimensions(family: Any, config: dict[str, Any]) -> Dimensions:
+    try:
+        found: Dimensions = family.dimensions(config)
+    except KeyError as error:
+        raise CheckpointError(
+            f"{error.args[0]} in config.json", "none", "copy config.json from the original checkpoint again"
+        ) from error
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            "numbers for the model's shape in config.json",
+            str(error),
+            "copy config.json from the original checkpoint again",
+        ) from error
+    return found
 
 
 def _declare_outputs(blocks: Blocks, logits: Any) -> tuple[TensorSpec, ...]:

@@ -43,7 +43,7 @@ def emit(blocks: Blocks) -> ir.Value:
         hidden = blocks.add(hidden, blocks.one(attended, f"{layer}.attn.c_proj", transposed=True))
         normed = blocks.layer_norm(hidden, f"{layer}.ln_2", epsilon)
         inner = blocks.activation(
-            blocks.one(normed, f"{layer}.mlp.c_fc", transposed=True), config["activation_function"]
+            blocks.one(normed, f"{layer}.mlp.c_fc", transposed=True), config.get("activation_function", "gelu_new")
         )
         hidden = blocks.add(hidden, blocks.one(inner, f"{layer}.mlp.c_proj", transposed=True))
     kept = blocks.layer_norm(blocks.keep(hidden), f"{prefix}ln_f", epsilon)
