@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PAGES = [ROOT / "README.md", *sorted(page for page in (ROOT / "docs").glob("*.md") if page.name != "LOG.md")]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -25,12 +25,17 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PATH": f"{bin_dir}{os.pathsep}{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
 
 
+def marks(page: Path) -> list[pytest.MarkDecorator]:
+    """GPTQ on a real model takes minutes, and test_gpt_journey runs the same commands: that page is for `make slow`."""
+    return [pytest.mark.slow] if page.name == "decoders.md" else []
+
+
 def is_install(block: str) -> bool:
     return all(line.startswith(("make ", "pip install", "#")) for line in block.splitlines() if line.strip())
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "LOG.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [pytest.param(page, id=page.name, marks=marks(page)) for page in PAGES])
 def test_blocks_run(page: Path, tmp_path: Path) -> None:
     for block in blocks(page, "sh"):
         if is_install(block):
@@ -65,9 +70,7 @@ def check_install_lines(block: str) -> None:
 
 
 def test_tree_in_the_readme_is_true() -> None:
-    tree = next(
-        body for body in re.findall(r"^```\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
-    )
+    (tree,) = blocks(ROOT / "README.md", "")
     named = {line.split()[0].rstrip("/") for line in tree.splitlines() if line.strip()}
     tracked = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
