@@ -2,12 +2,13 @@
 
 Every round runs each bundle once, in random order, after one untimed inference. Percentiles are of the wall clock,
 which is what a caller waits; ratios are to the first bundle, paired by round, of CPU time on CPU engines and of the
-wall clock elsewhere. Nothing is judged here: that is `planish.gate.gate`.
+wall clock elsewhere; a pair is a sitting, with sessions opened anew (`planish.gate.latency` says why). Nothing is
+judged here: that is `planish.gate.gate`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,21 +18,26 @@ import numpy as np
 
 from planish.errors import InputError
 from planish.gate.clock import Clock, ProcessClock, Timing, environment
-from planish.gate.latency import Probe
+from planish.gate.latency import Probe, median_timing
 from planish.gate.memory import peak_memory
 from planish.gate.report import table
-from planish.gate.slowdown import Comparison, Judged, Pairs, Plan, decide
+from planish.gate.slowdown import Comparison, Pairs, Plan, decide
 from planish.gate.workloads import BENCH_SHAPES, Shape, probes, shapes_for
 from planish.runtime.loader import load
+from planish.runtime.manifest import read_manifest
 
 if TYPE_CHECKING:
     from planish.runtime.manifest import Manifest
     from planish.runtime.model import Model
 
+Times = dict[tuple[int, Shape, str], list[list[Timing]]]
+"""For each bundle (by number), shape and phase: the times of each sitting."""
+
 __all__ = ["BenchReport", "Measurement", "bench"]
 
 Progress = Callable[[str, int, int], None]
 
+SITTINGS = 6  # of several bundles; fewer give no interval of 95 %
 LEAST_ROUNDS, MOST_ROUNDS = 5, 500
 WARM_UP_ROUNDS = 2
 
@@ -99,7 +105,7 @@ class BenchReport:
 
 
 TIMES_HEAD = ("bundle", "shape", "phase", "p50 ms", "p90 ms", "p95 ms", "CPU ms", "rows/s", "tokens/s", "rounds")
-RATIO_HEAD = ("time of", "judged", "ratio", "95 % interval", "wall ratio", "rounds")
+RATIO_HEAD = ("time of", "clock", "ratio", "95 % interval", "wall ratio", "sittings")
 
 
 def bench(
@@ -118,7 +124,7 @@ def bench(
 
     Args:
         shapes: ``(batch, length)`` pairs; default 1x32, 1x128 and 8x128; decoders a prompt of 1x128 and 16 steps.
-        seconds: for all shapes together; each gets five rounds at least.
+        seconds: for all shapes together, opening the bundles not counted; at least five rounds a sitting.
         memory: also the peak memory of each, in a process of its own.
 
     Raises:
@@ -129,30 +135,37 @@ def bench(
     if not paths:
         raise InputError("at least one bundle", "none", "name a bundle directory")
     names = unique_names(paths)
-    clock = clock or ProcessClock()
-    with ExitStack() as stack:
-        models = [stack.enter_context(load(path, device, threads=threads)) for path in paths]
-        tasks = {model.manifest.task for model in models}
-        if len({task == "text-generation" for task in tasks}) > 1:
-            raise InputError("bundles that can be run side by side", " and ".join(sorted(tasks)), "measure them apart")
-        judged: Judged = "cpu" if all(model.device == "CPUExecutionProvider" for model in models) else "wall"
-        plan = Plan(limit=None, judged=judged, seed=seed)
-        before = {**environment(), "threads": threads, "device": models[0].device}
-        measurements: list[Measurement] = []
-        ratios: list[Comparison] = []
-        wanted = shapes_for(models, shapes, BENCH_SHAPES)
-        for shape in wanted:
-            times = take_turns(models, shape, clock, seconds / len(wanted), seed, progress)
-            for name, phases in zip(names, times, strict=True):
-                measurements += [measured(name, shape, phase, taken) for phase, taken in phases.items()]
-            ratios += compared(names, times, shape, plan)
-        manifests = [model.manifest for model in models]
+    manifests = [read_manifest(path) for path in paths]
+    tasks = {manifest.task for manifest in manifests}
+    if len({task == "text-generation" for task in tasks}) > 1:
+        raise InputError("bundles that can be run side by side", " and ".join(sorted(tasks)), "measure them apart")
+    clock, rng, times = clock or ProcessClock(), np.random.default_rng(seed), Times()
+    before = {**environment(), "threads": threads}
+    count = SITTINGS if len(paths) > 1 else 1
+    for number in range(count):
+        with ExitStack() as stack:
+            order = [int(index) for index in rng.permutation(len(paths))]
+            opened = {index: stack.enter_context(load(paths[index], device, threads=threads)) for index in order}
+            models = [opened[index] for index in range(len(paths))]
+            wanted = shapes_for(models, shapes, BENCH_SHAPES)
+            on_cpu = all(model.device == "CPUExecutionProvider" for model in models)
+            for shape in wanted:
+                take_turns(models, shape, clock, seconds / len(wanted) / count, rng, times)
+        if progress:
+            progress("bench", number + 1, count)
+    plan = Plan(limit=None, judged="cpu" if on_cpu else "wall", seed=seed)
     described = [
         describe(name, path, manifest, memory, threads)
         for name, path, manifest in zip(names, paths, manifests, strict=True)
     ]
-    after = environment()
-    return BenchReport(tuple(described), tuple(measurements), tuple(ratios), {"before": before, "after": after}, seed)
+    rows = sorted(times.items(), key=lambda row: row[0][0])  # by bundle; shapes and phases as they came
+    return BenchReport(
+        bundles=tuple(described),
+        measurements=tuple(measured(names[index], shape, phase, taken) for (index, shape, phase), taken in rows),
+        ratios=tuple(compared(names, times, plan)),
+        environment={"before": before, "after": environment()},
+        seed=seed,
+    )
 
 
 def unique_names(paths: Sequence[str | Path]) -> list[str]:
@@ -169,32 +182,29 @@ def unique_names(paths: Sequence[str | Path]) -> list[str]:
     return names
 
 
-Times = dict[str, list[Timing]]
-
-
 def take_turns(
-    models: Sequence[Model], shape: Shape, clock: Clock, seconds: float, seed: int, progress: Progress | None
-) -> list[Times]:
-    """Rounds of one block each, in random order, until the time is up."""
-    blocks: list[Probe] = probes(models, shape, clock, seed, inferences=1)
+    models: Sequence[Model], shape: Shape, clock: Clock, seconds: float, rng: np.random.Generator, times: Times
+) -> None:
+    """One sitting on a shape: rounds of one block each, in random order, until the time is up."""
+    blocks: list[Probe] = probes(models, shape, clock, 0, inferences=1)
     for _ in range(WARM_UP_ROUNDS):
         for probe in blocks:
             probe(clock)
-    rng = np.random.default_rng(seed)
-    times: list[Times] = [{} for _ in models]
+    sitting: dict[tuple[int, Shape, str], list[Timing]] = {}
     end = clock.wall() + seconds
     for done in range(1, MOST_ROUNDS + 1):
         for index in rng.permutation(len(blocks)):
             for phase, timing in blocks[index](clock).items():
-                times[index].setdefault(phase, []).append(timing)
-        if progress:
-            progress(f"bench {shape}", done, MOST_ROUNDS)
+                sitting.setdefault((int(index), shape, phase), []).append(timing)
         if done >= LEAST_ROUNDS and clock.wall() >= end:
             break
-    return times
+    for key, taken in sitting.items():
+        times.setdefault(key, []).append(taken)
 
 
-def measured(name: str, shape: Shape, phase: str, taken: Sequence[Timing]) -> Measurement:
+def measured(name: str, shape: Shape, phase: str, sittings: Sequence[Sequence[Timing]]) -> Measurement:
+    """The times of all sittings together."""
+    taken = [timing for sitting in sittings for timing in sitting]
     wall = np.array([timing.wall for timing in taken])
     p50, p90, p95 = (float(value) for value in np.percentile(wall, (50, 90, 95)))
     tokens = shape.batch * (1 if phase == "decode" else shape.length)
@@ -212,13 +222,12 @@ def measured(name: str, shape: Shape, phase: str, taken: Sequence[Timing]) -> Me
     )
 
 
-def compared(names: Sequence[str], times: Sequence[Times], shape: Shape, plan: Plan) -> list[Comparison]:
-    """Each further bundle against the first, phase by phase."""
-    return [
-        decide(f"{name} / {names[0]} {shape} {phase}", Pairs(phases[phase], times[0][phase]), plan)
-        for name, phases in zip(names[1:], times[1:], strict=True)
-        for phase in phases
-    ]
+def compared(names: Sequence[str], times: Times, plan: Plan) -> Iterator[Comparison]:
+    """Each further bundle against the first, shape by shape and phase by phase; a pair is a sitting."""
+    for index, name in enumerate(names[1:], 1):
+        for shape, phase in [key[1:] for key in times if key[0] == index]:
+            new, old = ([median_timing(taken) for taken in times[number, shape, phase]] for number in (index, 0))
+            yield decide(f"{name} / {names[0]} {shape} {phase}", Pairs(new, old), plan)
 
 
 def describe(name: str, path: str | Path, manifest: Manifest, memory: bool, threads: int | None) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from typing import Any
 from planish.gate.limits import Rule
 from planish.gate.statistics import Interval, finite_or_none
 
-__all__ = ["Check", "Verdict", "judge_budget", "judge_floor", "judge_loss", "overall"]
+__all__ = ["Check", "Verdict", "judge_budget", "judge_floor", "judge_loss", "judge_ratio_loss", "overall", "safe_exp"]
 
 ALPHA = 0.025  # one-sided, as a 95 % interval has it
 SLACK = 4.0  # rule "point": the interval must exclude a loss of so many margins

@@ -39,7 +39,7 @@ from planish.gate.statistics import (
     wilcoxon_greater,
 )
 
-__all__ = ["FIRST_LOOK", "Comparison", "Judged", "Pairs", "Plan", "decide", "is_clear", "judge_latency"]
+__all__ = ["FIRST_LOOK", "LEAST_PAIRS", "Comparison", "Judged", "Pairs", "Plan", "decide", "is_clear", "judge_latency"]
 
 Floats = NDArray[np.float64]
 Judged = Literal["cpu", "wall"]

@@ -32,6 +32,7 @@ from planish.gate.checks import (
     judge_loss,
     judge_ratio_loss,
     overall,
+    safe_exp,
 )
 from planish.gate.clock import Clock, ProcessClock, environment
 from planish.gate.data import Dataset, load_data, unlabelled
@@ -80,7 +81,7 @@ def gate(
     Args:
         data: an evaluation file (`planish.gate.data`), with labels or without.
         texts: label-free: a .txt file, or the texts. Neither given: text that ships with planish.
-        seconds: at most so long for latency, all shapes together.
+        seconds: for latency, all shapes together; up to three times as long on a machine too busy for six sittings.
         shapes: ``(batch, length)`` pairs for latency; default 1x32 and 1x128 (decoders: a prompt of 1x64).
         threads: of the engine; default all cores for the answers, and one where CPU time is judged.
         clock: what to measure with; tests put their own.
@@ -214,7 +215,7 @@ class Session:
         if limits.max_perplexity_ratio is not None:
             self.checks.append(judge_ratio_loss("perplexity", ratio, limits.max_perplexity_ratio, n, limits.rule))
         new, old = found.candidate.value, found.baseline.value
-        self.metrics.append(Pair("perplexity", new, old, ratio, "log ratio", n))
+        self.metrics.append(Pair("perplexity", new, old, ratio.map(safe_exp), "ratio", n))
         floor = AGREEMENT[self.task] if limits.min_agreement is None else limits.min_agreement
         same = estimate(found.top_1, seed=self.seed)
         self.checks.append(judge_floor("next-token agreement", same, floor, n, limits.rule))
