@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import AutoConfig
 
 from planish.compress.architectures import check_architecture, drop_poolers, infer_task, model_class
 from planish.compress.digest import checkpoint_digest
@@ -66,9 +67,12 @@ class Checkpoint:
             CheckpointError: weights are missing, misshapen or not finite.
         """
         cls = model_class(self.architecture)
-        arguments: dict[str, Any] = {"gguf_file": self.path.name} if self.is_gguf else {}
+        arguments: dict[str, Any] = {}
+        if self.is_gguf:
+            config = AutoConfig.for_model(self.raw_config["model_type"]).from_dict(self.raw_config)
+            arguments = {"gguf_file": self.path.name, "config": config}
         try:
-            with quiet():
+            with quiet(gguf=self.is_gguf):
                 model, report = cls.from_pretrained(
                     self.folder,
                     dtype=torch.float32,
@@ -98,7 +102,7 @@ class Checkpoint:
 
         arguments: dict[str, Any] = {"gguf_file": self.path.name} if self.is_gguf else {}
         try:
-            with quiet():
+            with quiet(gguf=self.is_gguf):
                 return AutoTokenizer.from_pretrained(
                     self.folder, local_files_only=True, trust_remote_code=self.trust_remote_code, **arguments
                 )

@@ -73,15 +73,17 @@ def config_json(path: Path) -> dict[str, Any]:
 
 
 def _gguf_config(path: Path) -> dict[str, Any]:
-    from transformers import AutoConfig
+    from transformers import AutoConfig, PretrainedConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise CheckpointError(f"a GGUF file at {path}", "another kind of file", "download or copy it again")
     try:
-        with quiet():
-            config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
+        with quiet(gguf=True):
+            # One walk through the file; AutoConfig.from_pretrained would take two, and they are slow.
+            found, _ = PretrainedConfig.get_config_dict(path.parent, gguf_file=path.name, local_files_only=True)
+            config = AutoConfig.for_model(found["model_type"]).from_dict(found)
     except Exception as error:
         got = " ".join(str(error).split())[:200] or type(error).__name__
         raise CheckpointError(f"a readable GGUF file at {path}", got, "download or copy it again") from None
