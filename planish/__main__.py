@@ -81,7 +81,6 @@ EXTRAS = {
     "onnx": "export",
     "onnxscript": "export",
     "onnx_ir": "export",
-    "scipy": "gate",
 }
 
 
