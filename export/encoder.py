@@ -46,7 +46,7 @@ def build_encoder(
     model = load_float(checkpoint, task)
     traced = _trace(model, task, opset)
     _tell(progress, "trace", 1)
-    lower_to_ort(traced, reader, model.base_model_prefix)
+    precision = lower_to_ort(traced, reader, model.base_model_prefix)
     traced.producer_name, traced.producer_version = "planish", ""
     scratch.mkdir(parents=True, exist_ok=True)
     files = _save(traced, scratch)
@@ -57,7 +57,7 @@ def build_encoder(
         opset=opset,
         inputs=tuple(_spec(value) for value in traced.graph.inputs),
         outputs=tuple(_spec(value) for value in traced.graph.outputs),
-        precision=_precision(reader),
+        precision=precision,
         disabled_optimizers=DISABLED_OPTIMIZERS,
     )
 
@@ -147,10 +147,6 @@ def _spec(value: ir.Value) -> TensorSpec:
     assert value.shape is not None
     shape = tuple(size if isinstance(size, int) else str(size.value) for size in value.shape)
     return TensorSpec(value.name, value.dtype.numpy().name, shape)
-
-
-def _precision(reader: CheckpointReader) -> dict[str, str]:
-    return {"linear": "int8" if reader.quantized else "fp32", "compute": "fp32"}
 
 
 def _tell(progress: Progress | None, stage: str, done: int) -> None:

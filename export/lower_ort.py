@@ -18,17 +18,19 @@ from planish.export.trace_ops import DOMAIN
 __all__ = ["lower_to_ort"]
 
 
-def lower_to_ort(model: ir.Model, reader: CheckpointReader, prefix: str) -> None:
-    """Replace, in place, every marker node and every Gather of a quantized table.
+def lower_to_ort(model: ir.Model, reader: CheckpointReader, prefix: str) -> dict[str, str]:
+    """Replace, in place, every marker node and every Gather of a quantized table; returns words for ``precision``.
 
     ``prefix`` is the base model's name in checkpoints of models with heads (``bert``). The integers of module ``m``
     become the initializer ``m.quantized.weight``.
     """
-    _Lowering(model.graph, reader, prefix).run()
+    lowering = _Lowering(model.graph, reader, prefix)
+    lowering.run()
     model.opset_imports.pop(DOMAIN, None)
     model.opset_imports[CONTRIB] = 1
     for tidy in (passes.RemoveUnusedNodesPass(), passes.TopologicalSortPass(), passes.ClearMetadataAndDocStringPass()):
         tidy(model)
+    return lowering.precision()
 
 
 class _Lowering:
@@ -41,6 +43,7 @@ class _Lowering:
         self.build = Builder(graph)
         self.heads = self._weight_only_linears()
         self.tables: dict[str, Table] = {}
+        self.kinds: dict[str, set[str]] = {"linear": set(), "embedding": set(), "activations": set()}
 
     def run(self) -> None:
         mask = next(value for value in self.graph.inputs if value.name == "attention_mask")
@@ -52,6 +55,10 @@ class _Lowering:
                 lower_attention(self.build, node, mask)
             elif node.op_type == "Gather":
                 self._gather(node)
+
+    def precision(self) -> dict[str, str]:
+        """How what is quantized is stored; poolers and classifiers stay float and are not worth a word."""
+        return {role: " + ".join(sorted(kinds)) or "fp32" for role, kinds in self.kinds.items()} | {"compute": "fp32"}
 
     def _linear(self, node: ir.Node) -> None:
         x, weight = node.inputs[:2]
@@ -70,6 +77,9 @@ class _Lowering:
 
     def _integers(self, x: ir.Value, layer: QuantizedLinear, module: str) -> ir.Value:
         name = f"{module}.quantized"
+        self.kinds["linear"].add(f"int{layer.bits}")
+        if layer.activations is not None:
+            self.kinds["activations"].add(f"int8 per {layer.activations}")
         if module in self.tables:
             return lower_tied_head(self.build, x, self.tables[module], layer, name)
         return lower_linear(self.build, x, layer, name)
@@ -84,6 +94,7 @@ class _Lowering:
             return
         layer = self.reader.embedding(stored)
         assert isinstance(layer, QuantizedLinear)
+        self.kinds["embedding"].add(f"int{layer.bits}")
         tied = [head for head, candidate in self.heads.items() if same_table(layer, candidate)]
         rows, shared = lower_embedding(self.build, ids, layer, f"{module}.quantized", tied=bool(tied))
         if shared is not None:

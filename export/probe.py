@@ -43,12 +43,19 @@ def graph_integers(path: Path) -> dict[str, NDArray[Any]]:
     found: dict[str, NDArray[Any]] = {}
     for name, value in ir.load(path).graph.initializers.items():
         if name.endswith(SUFFIX) and value.const_value is not None:
-            array = value.const_value.numpy()
+            array = _signed(value.const_value.numpy())
             is_table = any(node.op_type.startswith("Gather") for node in value.consumers())
             modules = modules_of(value)
             parts = [array] if is_table else np.split(array.T, len(modules))
             found.update(zip(modules, parts, strict=True))
     return found
+
+
+def _signed(array: NDArray[Any]) -> NDArray[Any]:
+    """com.microsoft's 8-bit blocks are offset to unsigned, and have an axis of blocks."""
+    if array.dtype != np.uint8:
+        return array
+    return (array.astype(np.int16) - 128).astype(np.int8).reshape(len(array), -1)
 
 
 def write_probe(path: Path, values: Sequence[str], folder: Path) -> Path:

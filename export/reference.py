@@ -49,7 +49,9 @@ def load_float(checkpoint: Path, task: str) -> Any:
         return _load(checkpoint, task)
     if reader.config.get("model_type") == "gpt2":
         return _dequantized(checkpoint, reader, task)
-    return _load(checkpoint, task, quantization_config=transformers.CompressedTensorsConfig(dequantize=True))
+    with quiet():
+        dequantize = transformers.CompressedTensorsConfig(dequantize=True)
+    return _load(checkpoint, task, quantization_config=dequantize)
 
 
 def _auto_class(task: str) -> Any:
