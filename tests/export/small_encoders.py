@@ -37,6 +37,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "electra": ("ElectraConfig", {**SHAPE, "embedding_size": 16}),
     "mpnet": ("MPNetConfig", {**SHAPE, "max_position_embeddings": 42}),
     "roberta": ("RobertaConfig", {**SHAPE, "max_position_embeddings": 42, "type_vocab_size": 1}),
+    "xlm-roberta": ("XLMRobertaConfig", {**SHAPE, "max_position_embeddings": 42, "type_vocab_size": 1}),
 }
 
 
