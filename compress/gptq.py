@@ -29,15 +29,24 @@ _DAMPING_STEPS = 4  # an indefinite Hessian is tried again with ten times the da
 
 
 class HessianSum:
-    """``H = 2/n * X^T X`` of a layer's inputs, added up batch by batch."""
+    """``H = 2/n * sum of g x x^T`` over a layer's inputs x, added up batch by batch; g is 1 unless weights are given.
+
+    With g the squared gradient of the model's loss by the layer's output at that position, summed over the outputs, H
+    counts an output error by what it does to the loss (Kim et al., "GuidedQuant", 2025, with one group of outputs).
+    """
 
     def __init__(self, columns: int) -> None:
         self._sum = torch.zeros(columns, columns)
         self.count = 0
 
-    def add(self, inputs: Tensor) -> None:
-        """Add inputs ``[..., in]``; every leading position counts as one sample."""
+    def add(self, inputs: Tensor, weights: Tensor | None = None) -> None:
+        """Add inputs ``[..., in]``; every leading position counts as one sample, with its entry of ``weights [...]``.
+
+        Only the ratios of weights matter to :func:`gptq`; scale them to about 1, so that float32 keeps their products.
+        """
         rows = inputs.detach().reshape(-1, inputs.shape[-1]).float()
+        if weights is not None:
+            rows = rows * weights.detach().reshape(-1, 1).float().sqrt()
         self._sum.addmm_(rows.t(), rows)
         self.count += rows.shape[0]
 

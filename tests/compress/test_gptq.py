@@ -218,3 +218,22 @@ def test_hessian_is_the_mean_of_batches_of_any_size() -> None:
     assert torch.allclose(parts.matrix, whole.matrix, atol=2e-3)
     with pytest.raises(PlanishError, match="none"):
         _ = HessianSum(4).matrix
+
+
+def test_weights_count_positions_more_or_less() -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs, weights = torch.randn(2, 30, 16, generator=generator), torch.rand(2, 30, generator=generator)
+    weighted = HessianSum(16)
+    weighted.add(inputs, weights)
+    rows, diagonal = inputs.view(60, 16).double(), torch.diag(weights.flatten().double())
+    assert torch.allclose(weighted.matrix.double(), 2 / 60 * rows.t() @ diagonal @ rows, atol=1e-5)
+
+
+def test_only_ratios_of_weights_matter() -> None:
+    weight, inputs, _ = layer(16, 64)
+    weights = torch.rand(len(inputs), generator=torch.Generator().manual_seed(1)) + 0.1
+    one, four = HessianSum(64), HessianSum(64)
+    one.add(inputs, weights)
+    four.add(inputs, weights * 4)  # a power of two scales every product exactly
+    kind: dict[str, Any] = {"bits": 4, "group_size": 32, "symmetric": False}
+    assert torch.equal(gptq(weight, one.matrix, **kind).values, gptq(weight, four.matrix, **kind).values)
