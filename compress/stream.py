@@ -21,7 +21,7 @@ from planish.compress.gptq import HessianSum
 from planish.compress.walk import Layer
 from planish.errors import CheckpointError
 
-__all__ = ["Stream", "collect_hessians"]
+__all__ = ["Stream", "collect_hessians", "no_cache"]
 
 _TOKENS_PER_BATCH = 2048
 
@@ -41,6 +41,8 @@ class Stream:
     hidden: torch.Tensor
     batches: list[slice]
     extras: dict[int, list[tuple[tuple[Any, ...], dict[str, Any]]]] = field(default_factory=dict)
+    part: slice = field(default_factory=lambda: slice(0, 0))
+    """The windows that are running through a block at this moment."""
 
     @classmethod
     def start(cls, model: nn.Module, blocks: nn.ModuleList, windows: torch.Tensor, tick: Callable[[], None]) -> Stream:
@@ -64,6 +66,7 @@ class Stream:
     def run(self, index: int, *, keep: bool, tick: Callable[[], None]) -> None:
         """Call block ``index`` on every batch; with ``keep`` its outputs become the hidden states."""
         for part in self.batches:
+            self.part = part
             args, kwargs = self.extras[part.stop - part.start][index]
             output = self.blocks[index](self.hidden[part], *args, **kwargs)
             if keep:
@@ -93,7 +96,7 @@ def _record(
 
     handles = [block.register_forward_pre_hook(hook(i), with_kwargs=True) for i, block in enumerate(blocks)]
     try:
-        model(input_ids=ids, attention_mask=torch.ones_like(ids), **_no_cache(model))
+        model(input_ids=ids, attention_mask=torch.ones_like(ids), **no_cache(model))
     except _Stop:
         return first[0], []
     finally:
@@ -104,15 +107,20 @@ def _record(
     return first[0], extras
 
 
-def _no_cache(model: nn.Module) -> dict[str, bool]:
+def no_cache(model: nn.Module) -> dict[str, bool]:
+    """The argument that keeps a decoder from building a key/value cache, where it knows one."""
     return {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
 
 
 @contextmanager
-def collect_hessians(layers: list[Layer]) -> Iterator[dict[str, HessianSum]]:
+def collect_hessians(
+    layers: list[Layer], weights: Callable[[str], torch.Tensor | None] = lambda name: None
+) -> Iterator[dict[str, HessianSum]]:
     """While open, add up the Hessians of the inputs of ``layers``; layers fed the same tensor share one sum.
 
     Query, key and value projections read one tensor: that saves two thirds of the work and of the memory there.
+    ``weights(name)`` gives the weight of each position that is running through layer ``name``; a layer with weights
+    has a sum of its own.
     """
     sums: dict[str, HessianSum] = {}
     leaders: dict[str, str] = {}
@@ -120,14 +128,15 @@ def collect_hessians(layers: list[Layer]) -> Iterator[dict[str, HessianSum]]:
 
     def hook(layer: Layer) -> Callable[..., None]:
         def add(_: nn.Module, args: tuple[Any, ...]) -> None:
-            inputs = args[0]
+            inputs, weighing = args[0], weights(layer.name)
             if layer.name not in leaders:
-                leaders[layer.name] = next((name for tensor, name in seen if tensor is inputs), layer.name)
+                shared = (name for tensor, name in seen if tensor is inputs and weighing is None)
+                leaders[layer.name] = next(shared, layer.name)
                 if leaders[layer.name] == layer.name:
                     seen.append((inputs, layer.name))
                     sums[layer.name] = HessianSum(inputs.shape[-1])
             if leaders[layer.name] == layer.name:
-                sums[layer.name].add(inputs)
+                sums[layer.name].add(inputs, weighing)
 
         return add
 

@@ -3,21 +3,26 @@
 ``method: round`` takes the nearest grid point and needs no data; it is a baseline (at 4 bits it costs a small decoder a
 quarter of its perplexity). ``method: gptq`` chooses integers so that the layer's *outputs* on calibration text stay
 (Frantar et al. 2022, arXiv:2210.17323), block after block, each seeing what the quantized blocks before it produce.
+``guided`` weighs each position by what an error there does to a decoder's loss (:mod:`planish.compress.saliency`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
 
+from planish.compress.architectures import infer_task
 from planish.compress.bench import Bench, Context, Progress, Stored
 from planish.compress.digest import tensors_digest
 from planish.compress.gptq import gptq
 from planish.compress.grid import Quantized, round_to_grid
 from planish.compress.passes import Pass
+from planish.compress.saliency import loss_saliency
 from planish.compress.stream import Stream, collect_hessians
 from planish.compress.walk import Layer, find_blocks
 from planish.compress.widths import check_group
@@ -42,6 +47,7 @@ class WeightOnly(Pass):
     range: Literal["mse", "absmax"] = "mse"
     activation_order: bool = False
     damping: Annotated[float, Field(gt=0.0, le=1.0)] = 0.01
+    guided: bool = True
 
     def apply(self, bench: Bench, context: Context) -> Bench:
         chosen = self.select(bench)
@@ -68,13 +74,17 @@ class WeightOnly(Pass):
         tick = _Ticker(context.progress, self.name, len(chosen))
         windows = context.windows()
         tag = tensors_digest({"windows": windows})
-        stream = Stream.start(bench.model, find_blocks(bench.model)[1], windows, tick)
+        blocks = find_blocks(bench.model)[1]
+        saliency: dict[str, torch.Tensor] = {}
+        if self.guided and predicts_tokens(bench.model):
+            saliency = loss_saliency(bench.model, blocks, chosen, windows, tick)
+        stream = Stream.start(bench.model, blocks, windows, tick)
         for index in range(max(per_block) + 1):
             layers = per_block.get(index, [])
             piece = f"block-{index:04d}"
             finished = context.pieces.load(piece, tag) if layers else {}
             if finished is None:
-                finished = self._quantize_block(stream, index, layers, tick)
+                finished = self._quantize_block(stream, index, layers, saliency, tick)
                 context.pieces.save(piece, tag, finished)
             else:
                 tick(len(layers))
@@ -83,28 +93,50 @@ class WeightOnly(Pass):
             if index < max(per_block):
                 stream.run(index, keep=True, tick=tick)
 
-    def _quantize_block(self, stream: Stream, index: int, layers: list[Layer], tick: _Ticker) -> dict[str, Stored]:
-        with collect_hessians(layers) as sums:
+    def _quantize_block(
+        self, stream: Stream, index: int, layers: list[Layer], saliency: dict[str, torch.Tensor], tick: _Ticker
+    ) -> dict[str, Stored]:
+        def weights(name: str) -> torch.Tensor | None:
+            return saliency[name][stream.part] if name in saliency else None
+
+        with collect_hessians(layers, weights) as sums:
             stream.run(index, keep=False, tick=tick)
         finished = {}
         for layer in layers:
             if layer.name not in sums:
                 raise RecipeError(f"{layer.name} to be called on calibration text", "no call", "exclude it")
             hessian = sums[layer.name].matrix
-            quantized = gptq(
-                layer.weight,
-                hessian,
-                bits=self.bits,
-                group_size=self.group_size,
-                symmetric=self.symmetric,
-                range=self.range,
-                activation_order=self.activation_order,
-                damping=self.damping,
-            )
+            with one_thread():
+                quantized = gptq(
+                    layer.weight,
+                    hessian,
+                    bits=self.bits,
+                    group_size=self.group_size,
+                    symmetric=self.symmetric,
+                    range=self.range,
+                    activation_order=self.activation_order,
+                    damping=self.damping,
+                )
             quality = {"output_error": _output_error(layer.weight, quantized, hessian)}
             finished[layer.name] = Stored(quantized, packed=True, quality=quality)
             tick(1)
         return finished
+
+
+def predicts_tokens(model: torch.nn.Module) -> bool:
+    """Whether the model is a decoder with a head, so that text alone gives it a loss."""
+    return infer_task(type(model).__name__) == "text-generation"
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Thousands of small steps: on a busy machine threads that wait for each other made them twenty times slower."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _Ticker:
