@@ -65,27 +65,26 @@ def test_bits_per_weight(smollm2_int4: Path) -> None:
 
 
 def test_int4_checkpoint_loads_in_transformers_and_is_what_was_exported(
-    smollm2_int4: Path, smollm2_bundle: Path
+    smollm2_int4: Path, smollm2_bundle: Path, judge_text: str
 ) -> None:
+    """Plain `from_pretrained` gives the golden logits; the bundle, whose kernels round inputs to int8, stays near."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    tokenizer = AutoTokenizer.from_pretrained(smollm2_int4)
-    ids = tokenizer("Call me Ishmael. Some years ago, never mind how long precisely,", return_tensors="pt")["input_ids"]
+    inputs = dict(np.load(smollm2_bundle / "golden" / "inputs.npz"))
+    golden = np.load(smollm2_bundle / "golden" / "outputs.npz")["logits"]
     model = AutoModelForCausalLM.from_pretrained(smollm2_int4, dtype=torch.float32).eval()
+    real = inputs["attention_mask"].astype(bool)
     with torch.no_grad():
-        expected = model(ids).logits[0].numpy()
-    with runtime.load(smollm2_bundle) as bundle:
-        got = bundle.run(
-            {
-                "input_ids": ids.numpy(),
-                "attention_mask": np.ones_like(ids.numpy()),
-                "logits_to_keep": np.array(0, dtype=np.int64),
-            }
-        )["logits"][0]
-        atol = bundle.manifest.parity["ort"].atol
-    assert np.abs(got - expected).max() <= atol
-    assert (got.argmax(-1) == expected.argmax(-1)).mean() >= 0.9
+        loaded = model(**{name: torch.from_numpy(array) for name, array in inputs.items()}).logits.numpy()
+        with runtime.load(smollm2_bundle) as bundle:
+            ids = np.array([bundle.tokenizer.encode(judge_text).ids[:256]])
+            every = {"logits_to_keep": np.array(0, dtype=np.int64)}
+            served = bundle.run({"input_ids": ids, "attention_mask": np.ones_like(ids), **every})["logits"][0]
+        expected = model(torch.from_numpy(ids)).logits[0].numpy()
+    np.testing.assert_allclose(loaded[real], golden[real], atol=1e-3)
+    assert (served.argmax(-1) == expected.argmax(-1)).mean() >= 0.9
+    assert np.median(np.abs(served - expected)) <= 0.25 * expected.std()
 
 
 def test_onnxruntime_genai_gives_the_same_greedy_tokens(smollm2_bundle: Path) -> None:
