@@ -59,6 +59,8 @@ def test_padding_does_not_change_an_answer(minilm_bundle: Path) -> None:
     np.testing.assert_allclose(together, alone, atol=2e-3)
 
 
+@pytest.mark.slow  # the fine-tuning alone takes five minutes on two cores
+@pytest.mark.timeout(3600)
 def test_sentiment_ships_within_half_a_point(
     sentiment: Path, make: Any, movie_sentences: Sentences, tmp_path: Path
 ) -> None:
