@@ -19,7 +19,7 @@ from planish.ship import Shipped, ship
 
 __all__ = ["HEAD", "Demonstration", "run_demo"]
 
-QUALITY = ("cosine mean", "cosine min", "perplexity ratio", "top-1 agreement")
+QUALITY = ("cosine mean", "cosine min", "perplexity ratio", "next-token agreement")
 HEAD = ("model", "MB", "planished", "quality", "speed (parent = 1)", "verdict")
 Progress = Callable[[str, int, int], None]
 
