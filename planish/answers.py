@@ -14,7 +14,7 @@ __all__ = ["answers", "answers_as_lines", "generation_options"]
 def answers(model: Any, texts: list[str], options: dict[str, Any]) -> list[Any]:
     """One JSON-ready answer per text, by the model's task."""
     ways: dict[str, Callable[[], Any]] = {
-        "feature-extraction": lambda: model.embed(texts),
+        "feature-extraction": lambda: model.embed(texts, pooling=options.get("pooling")),
         "text-classification": lambda: model.classify(texts, top_k=options.get("top_k")),
         "token-classification": lambda: model.tag(texts),
         "fill-mask": lambda: model.fill(texts, top_k=options.get("top_k") or 5),

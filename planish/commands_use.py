@@ -24,6 +24,11 @@ threads_option = click.option(
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("texts", nargs=-1)
 @click.option("--question", help="question-answering: the question; TEXTS are the contexts.")
+@click.option(
+    "--pooling",
+    type=click.Choice(["mean", "cls", "max"]),
+    help="embeddings: how token vectors become one; default: the model's.",
+)
 @click.option("--top-k", type=int, help="classify and fill: how many answers; generate: sample among so many tokens.")
 @click.option("--max-new-tokens", default=128, show_default=True, help="generate: at most so many tokens.")
 @click.option("--temperature", default=0.0, show_default=True, help="generate: 0 is greedy.")

@@ -19,7 +19,6 @@ from .conftest import SMALL, Maker
 IDS = torch.tensor([[2, 17, 44, 90, 130, 260, 3], [2, 300, 21, 77, 5, 8, 3]])
 WEIGHT_ONLY = {"pass": "weight-only", "bits": 4, "group_size": 32, "method": "round"}
 # Importing compressed-tensors imports torch's compiler, which warns about its own parts.
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 
 
 def outputs(model: Any) -> torch.Tensor:

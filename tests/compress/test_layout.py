@@ -18,7 +18,6 @@ from planish.compress.layout import quantization_config
 from planish.compress.packing import pack, unpack
 
 # Importing compressed-tensors imports torch's compiler, which warns about its own parts.
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 
 
 @given(st.sampled_from([4, 8]), st.integers(1, 9), st.integers(1, 70), st.sampled_from([0, 1]), st.integers(0, 99))

@@ -153,6 +153,7 @@ def test_control_c_leaves_nothing(command: str, minilm: Path, tmp_path: Path) ->
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
     )
     wait_for_work(process, tmp_path)
     process.send_signal(signal.SIGINT)

@@ -64,7 +64,7 @@ def test_tasks_export_and_run(task: str, tmp_path: Path) -> None:
     run_json("compress", model, "-r", "int8", "-o", checkpoint)
     run_json("export", checkpoint, "-o", bundle)
     text = "The captain saw the <mask> ." if task == "fill-mask" else "The captain saw the whale."
-    extra = ["--question", "Who saw the whale?"] if task == "question-answering" else []
-    told = run_json("run", bundle, text, *extra)
+    extra = {"question-answering": ["--question", "Who saw the whale?"], "feature-extraction": ["--pooling", "mean"]}
+    told = run_json("run", bundle, text, *extra.get(task, []))
     assert told["task"] == task
     assert len(told["results"]) == 1

@@ -21,7 +21,6 @@ from planish.export.reader import CheckpointReader, QuantizedLinear
 from tests.export.small_decoders import VOCABULARY, compressed, edit_config, quantized, random_decoder
 
 # compressed-tensors compiles a function with torch.jit when it is imported
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 
 Array = NDArray[Any]
 

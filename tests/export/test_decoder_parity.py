@@ -18,7 +18,6 @@ from planish.export.reference import load_reference
 from tests.export.small_decoders import FAMILIES, VOCABULARY, compressed, quantized, random_decoder
 
 # compressed-tensors compiles a function with torch.jit when it is imported
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 
 
 def check(checkpoint: Path, scratch: Path, **options: Any) -> dict[str, Any]:

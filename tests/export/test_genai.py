@@ -15,7 +15,6 @@ from planish.export.reader import CheckpointReader
 from tests.export.small_decoders import FAMILIES, VOCABULARY, edit_config, quantized, random_decoder
 
 # compressed-tensors compiles a function with torch.jit when it is imported
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 
 
 @pytest.mark.parametrize(("family", "kind"), [("qwen3", "qwen3"), ("gpt2", "decoder"), ("neox", "decoder")])

@@ -17,7 +17,6 @@ from planish.errors import CheckpointError
 from planish.export.reader import CheckpointReader, FloatLinear, QuantizedLinear, unpack_int32
 
 # compressed-tensors compiles a function with torch.jit when it is imported
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 
 ROWS, WIDTH = 24, 64
 
