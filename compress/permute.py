@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from planish.compress.quiet import quiet
 from planish.errors import CheckpointError, InputError
 
 __all__ = ["gguf_checkpoint", "off_grid_checkpoint", "permute_llama"]
@@ -115,12 +116,13 @@ def _convert(gguf: Path, output: Path, seed: int | None) -> Path:
         raise CheckpointError("a GGUF file", f"nothing at {gguf}", "name an existing .gguf file")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError("an output directory that is new or empty", str(output), "name another one, or remove it")
-    model = _plain(AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32))
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    if seed is not None:
-        permute_llama(model, seed)
-    model.save_pretrained(output)
-    tokenizer.save_pretrained(output)
+    with quiet(gguf=True):
+        model = _plain(AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32))
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        if seed is not None:
+            permute_llama(model, seed)
+        model.save_pretrained(output)
+        tokenizer.save_pretrained(output)
     return output
 
 

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from planish.errors import InputError
 
@@ -91,14 +91,10 @@ def ship(
 def as_directory(model: str, folder: Path, trust_remote_code: bool) -> Path:
     """The directory of a checkpoint; a GGUF file is written out as one, so that compress and export read the same."""
     from planish import compress
+    from planish.compress.permute import gguf_checkpoint
 
     opened = compress.open_checkpoint(model, trust_remote_code)
-    if not opened.is_gguf:
-        return opened.path
-    parent: Any = opened.load_model()
-    parent.save_pretrained(folder)
-    opened.tokenizer().save_pretrained(folder)
-    return folder
+    return gguf_checkpoint(opened.path, folder) if opened.is_gguf else opened.path
 
 
 def refuse_existing(path: Path) -> None:
