@@ -38,7 +38,7 @@ types: venv
 
 # Two workers with a thread each finish sooner than one with two, and disturb each other less.
 check: venv data
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile --durations=15
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=15
 
 slow: venv data
 	$(BIN)/pytest -q -m slow

@@ -11,6 +11,9 @@ import pytest
 from planish import runtime
 
 
+pytestmark = pytest.mark.timeout(2400)  # GPTQ on one thread of a busy machine takes its time
+
+
 def onnx_bytes(bundle: Path) -> int:
     return sum(path.stat().st_size for path in (bundle / "onnx").rglob("*") if path.is_file())
 
