@@ -10,7 +10,6 @@ import pytest
 
 from planish import runtime
 
-
 pytestmark = pytest.mark.timeout(2400)  # GPTQ on one thread of a busy machine takes its time
 
 
