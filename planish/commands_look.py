@@ -8,10 +8,9 @@ from typing import Any
 import click
 
 from planish import say
+from planish.options import json_option
 
 __all__ = ["doctor", "inspect", "profiles", "verify"]
-
-json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object, the last line of stdout.")
 
 
 @click.command()

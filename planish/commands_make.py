@@ -8,12 +8,12 @@ from typing import Any
 import click
 
 from planish import say
+from planish.options import json_option
 
 __all__ = ["compress", "demo", "export", "ship"]
 
 DEFAULT_PROFILE = "cpu-x86-avx512-vnni"
 
-json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object, the last line of stdout.")
 recipe_option = click.option("--recipe", "-r", required=True, help="A shipped recipe's name, or a YAML file.")
 profile_option = click.option(
     "--profile", "-p", default=DEFAULT_PROFILE, show_default=True, help="The device's profile: a name or a YAML file."

@@ -10,14 +10,11 @@ import click
 
 from planish import say
 from planish.errors import InputError
+from planish.options import json_option, threads_option
 
 __all__ = ["bench", "gate", "run"]
 
-json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object, the last line of stdout.")
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
-threads_option = click.option(
-    "--threads", type=click.IntRange(1), help="Threads of the engine; default: the physical cores."
-)
 
 
 @click.command()

@@ -12,17 +12,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-__all__ = ["answer", "megabytes", "progress_bar", "table", "talk"]
+__all__ = ["answer", "megabytes", "progress_bar", "table"]
 
 
 def console() -> Console:
     """A console on the stderr of this moment (tests and pipes may have replaced it)."""
     return Console(stderr=True, highlight=False, soft_wrap=True)
-
-
-def talk(text: str) -> None:
-    """One line on stderr, for people."""
-    console().print(text, markup=False)
 
 
 def answer(result: dict[str, Any], *, as_json: bool, lines: Sequence[str] = ()) -> None:
@@ -35,14 +30,14 @@ def answer(result: dict[str, Any], *, as_json: bool, lines: Sequence[str] = ()) 
         sys.stdout.flush()
 
 
-def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], *, to_stdout: bool = True) -> None:
+def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table; the first column is left-aligned, figures to the right."""
     drawn = Table(title=title or None, title_justify="left")
     for number, name in enumerate(head):
         drawn.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
     for row in rows:
         drawn.add_row(*row)
-    target = Console(file=sys.stdout if to_stdout else sys.stderr, highlight=False)
+    target = Console(file=sys.stdout, highlight=False)
     if not target.is_terminal:
         target = Console(file=target.file, highlight=False, width=132)
     target.print(drawn)
