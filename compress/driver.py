@@ -22,8 +22,9 @@ from planish.compress.passes import Pass, run
 from planish.compress.receipt import measure, state
 from planish.compress.recipe import Recipe, load_recipe
 from planish.compress.resume import WorkFolder
-from planish.compress.write import check_output, staging, write_checkpoint, write_json
+from planish.compress.write import staging, write_checkpoint, write_json
 from planish.errors import HostError
+from planish.outputs import check_output
 
 __all__ = ["CompressResult", "compress"]
 

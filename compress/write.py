@@ -20,23 +20,8 @@ from planish.compress.disk import disk_errors, sync
 from planish.compress.layout import layer_tensors, quantization_config
 from planish.compress.quiet import quiet
 from planish.compress.source import side_files
-from planish.errors import InputError
 
-__all__ = ["check_output", "staging", "write_checkpoint", "write_json"]
-
-
-def check_output(output: str | Path) -> Path:
-    """The absolute output path, if a checkpoint may be written there.
-
-    Raises:
-        InputError: it exists and is not an empty directory, or its parent is not a directory.
-    """
-    path = Path(os.path.abspath(output))
-    if path.is_symlink() or (path.exists() and not (path.is_dir() and not any(path.iterdir()))):
-        raise InputError(f"an output path that is free: {path}", "something already there", "choose another -o")
-    if not path.parent.is_dir():
-        raise InputError(f"a directory at {path.parent}", "none", f"mkdir -p {path.parent}")
-    return path
+__all__ = ["staging", "write_checkpoint", "write_json"]
 
 
 @contextlib.contextmanager

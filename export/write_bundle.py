@@ -12,14 +12,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from planish.errors import HostError, InputError
+from planish.errors import HostError
 from planish.export.genai import write_genai_config
 from planish.export.golden import Arrays, write_golden
 from planish.export.graph import Built
 from planish.export.quiet import quiet
 from planish.runtime import Manifest, write_manifest
 
-__all__ = ["check_output", "staging", "write_bundle"]
+__all__ = ["staging", "write_bundle"]
 
 SIDE_FILES = (
     "tokenizer.json",
@@ -34,16 +34,6 @@ SIDE_FILES = (
     "NOTICE",
 )
 """Copied as the checkpoint has them."""
-
-
-def check_output(output: str | Path) -> Path:
-    """The absolute path of a bundle that may be written; raises ``InputError`` if something is there already."""
-    path = Path(os.path.abspath(output))
-    if path.is_symlink() or (path.exists() and not (path.is_dir() and not any(path.iterdir()))):
-        raise InputError(f"a free output path: {path}", "something already there", "remove it, or choose another -o")
-    if not path.parent.is_dir():
-        raise InputError(f"a directory at {path.parent}", "none", f"mkdir -p {path.parent}")
-    return path
 
 
 @contextlib.contextmanager

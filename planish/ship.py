@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from planish.errors import InputError
+from planish.outputs import refuse_existing
 
 if TYPE_CHECKING:
     from planish.gate import GateReport
@@ -95,12 +95,6 @@ def as_directory(model: str, folder: Path, trust_remote_code: bool) -> Path:
 
     opened = compress.open_checkpoint(model, trust_remote_code)
     return gguf_checkpoint(opened.path, folder) if opened.is_gguf else opened.path
-
-
-def refuse_existing(path: Path) -> None:
-    """Refuse an output that is there already."""
-    if path.is_symlink() or (path.exists() and not (path.is_dir() and not any(path.iterdir()))):
-        raise InputError("an output path that does not exist yet", str(path), "remove it or choose another -o")
 
 
 def move(made: Path, kept: Path) -> None:

@@ -13,7 +13,8 @@ import pytest
 
 from planish.errors import HostError, InputError
 from planish.export.golden import encoder_inputs, write_golden
-from planish.export.write_bundle import check_output, staging
+from planish.export.write_bundle import staging
+from planish.outputs import check_output
 from tests.export.small_encoders import small_encoder
 
 
