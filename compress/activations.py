@@ -1,7 +1,8 @@
 """INT8 activations in torch: quantize and dequantize a layer's input on the fly, as compressed-tensors does.
 
-Symmetric, one scale for each token (or the whole tensor) taken from the input itself: ``scale = max|x| / 127.5``,
-integers ``round(clamp(x / scale, -128, 127))``. A test holds this to compressed-tensors' own arithmetic, bit by bit.
+Symmetric, one scale for each token (or the whole tensor) taken from the input itself, ``scale = max|x| / 127.5``, or a
+scale that is given; integers ``round(clamp(x / scale, -128, 127))``. A test holds this to compressed-tensors' own
+arithmetic, bit by bit.
 """
 
 from __future__ import annotations
@@ -14,24 +15,32 @@ __all__ = ["fake_quantize", "quantize_inputs"]
 _EPSILON = torch.finfo(torch.float32).eps  # the scale of an input of zeros
 
 
-def fake_quantize(x: torch.Tensor, strategy: str) -> torch.Tensor:
+def fake_quantize(x: torch.Tensor, strategy: str, scale: torch.Tensor | None = None) -> torch.Tensor:
     """``x`` rounded to INT8 and back; ``strategy`` is ``token`` (last axis shares a scale) or ``tensor``.
 
-    An input without a token axis (two axes or less) shares one scale, as in compressed-tensors.
+    An input without a token axis (two axes or less) shares one scale, as in compressed-tensors. ``scale`` is a static
+    one, of one element.
     """
+    return _round(x, _dynamic_scale(x, strategy) if scale is None else scale)
+
+
+def _round(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    return torch.round(torch.clamp(x / scale, -128, 127)) * scale
+
+
+def _dynamic_scale(x: torch.Tensor, strategy: str) -> torch.Tensor:
     if strategy == "token" and x.ndim > 2:
         low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)
     else:
         low, high = torch.aminmax(x)
     scale = torch.maximum(low.clamp(max=0).abs(), high.clamp(min=0)) / 127.5
-    scale = torch.where(scale == 0, _EPSILON, scale)
-    return torch.round(torch.clamp(x / scale, -128, 127)) * scale
+    return torch.where(scale == 0, _EPSILON, scale)
 
 
-def quantize_inputs(module: nn.Module, strategy: str) -> None:
+def quantize_inputs(module: nn.Module, strategy: str, scale: torch.Tensor | None = None) -> None:
     """Make ``module`` quantize its first input before every call."""
 
     def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        return (fake_quantize(inputs[0], strategy), *inputs[1:])
+        return (fake_quantize(inputs[0], strategy, scale), *inputs[1:])
 
     module.register_forward_pre_hook(hook)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Activations", "Bench", "Context", "Progress", "Stored", "relative_error"]
 
-Activations = Literal["token", "tensor"]
+Activations = Literal["token", "tensor", "static"]
 Progress = Callable[[str, int, int], None]
 """Called as ``progress(stage, done, total)``, often."""
 
@@ -27,20 +27,23 @@ class Stored:
     """A quantized layer as the checkpoint will hold it.
 
     ``packed``: several integers in one int32 (weight-only), else one int8 each. ``activations``: how inputs are
-    quantized at run time, None = not at all. ``quality``: errors measured meanwhile, relative and squared.
+    quantized at run time, None = not at all; ``input_scale`` is theirs if it is static. ``quality``: errors measured
+    meanwhile, relative and squared.
     """
 
     quantized: Quantized
     packed: bool
     activations: Activations | None = None
     quality: dict[str, float] = field(default_factory=dict)
+    input_scale: float | None = None
 
     @property
     def bits(self) -> int:
-        """Bits the checkpoint spends on this layer: integers, fp16 scales, zero points."""
+        """Bits the checkpoint spends on this layer: integers, fp16 scales (weights', inputs'), zero points."""
         q = self.quantized
         zero_points = 0 if q.zero_point is None else q.zero_point.numel() * q.bits
-        return q.values.numel() * q.bits + q.scale.numel() * 16 + zero_points
+        scales = q.scale.numel() + (self.input_scale is not None)
+        return q.values.numel() * q.bits + scales * 16 + zero_points
 
 
 @dataclass

@@ -101,14 +101,20 @@ class Checkpoint:
         from transformers import AutoTokenizer
 
         arguments: dict[str, Any] = {"gguf_file": self.path.name} if self.is_gguf else {}
+        expected = f"a tokenizer in {self.name}"
         try:
             with quiet(gguf=self.is_gguf):
-                return AutoTokenizer.from_pretrained(
+                tokenizer = AutoTokenizer.from_pretrained(
                     self.folder, local_files_only=True, trust_remote_code=self.trust_remote_code, **arguments
                 )
         except Exception as error:
-            expected = f"a tokenizer in {self.name}"
-            raise CheckpointError(expected, _line(error), "add tokenizer.json and tokenizer_config.json") from error
+            raise CheckpointError(expected, _line(error), _ADD_TOKENIZER) from error
+        if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes up where there are no files
+            raise CheckpointError(expected, "none", _ADD_TOKENIZER)
+        return tokenizer
+
+
+_ADD_TOKENIZER = "add tokenizer.json and tokenizer_config.json"
 
 
 def open_checkpoint(model: str | Path, trust_remote_code: bool = False) -> Checkpoint:

@@ -22,6 +22,7 @@ from planish.compress.passes import Pass, run
 from planish.compress.receipt import measure, state
 from planish.compress.recipe import Recipe, load_recipe
 from planish.compress.resume import WorkFolder
+from planish.compress.walk import longest_text
 from planish.compress.write import staging, write_checkpoint, write_json
 from planish.errors import HostError
 from planish.outputs import check_output
@@ -106,8 +107,7 @@ def _run_passes(
 ) -> list[dict[str, Any]]:
     @cache
     def windows() -> torch.Tensor:
-        limit = getattr(bench.model.config, "max_position_embeddings", None)
-        return token_windows(plan.data, plan.folder, source.tokenizer(), limit)
+        return token_windows(plan.data, plan.folder, source.tokenizer(), longest_text(bench.model))
 
     receipts = []
     before = {**state(bench), "digest": source.digest}

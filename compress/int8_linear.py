@@ -1,8 +1,10 @@
-"""INT8 linear layers: symmetric per-channel weights, and activations quantized per token while the model runs.
+"""INT8 linear layers: symmetric per-channel weights, and activations quantized while the model runs.
 
-The weight range minimizes the squared error of rounding (see grid.py). Activations need no calibration: each token's
-scale is taken from the token itself, which is what keeps encoders at 0.99 of the parent where one scale a tensor loses
-them. Heads, classifiers and poolers stay float: they are small, and they decide.
+The weight range minimizes the squared error of rounding (see grid.py). ``token`` takes each token's scale from the
+token itself: no data needed, and the most exact. ``static`` takes one scale a layer from calibration text (see
+input_range.py): nothing is left to be found out while the model runs, so it is the fastest. Either way a text's answer
+does not depend on what else is in its batch; with ``tensor``, one scale found for the whole batch, it does. Heads,
+classifiers and poolers stay float: they are small, and they decide.
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ from typing import ClassVar, Literal
 
 from planish.compress.bench import Bench, Context, Stored
 from planish.compress.grid import round_to_grid
+from planish.compress.input_range import largest_inputs, static_scale
 from planish.compress.passes import Pass
+from planish.compress.walk import Layer
 
 __all__ = ["Int8Linear"]
 
@@ -26,14 +30,26 @@ class Int8Linear(Pass):
     kinds: ClassVar[frozenset[str]] = frozenset({"linear", "conv1d"})
     in_place: ClassVar[bool] = True
 
-    activations: Literal["token", "tensor"] = "token"
+    activations: Literal["token", "tensor", "static"] = "token"
     range: Literal["mse", "absmax"] = "mse"
 
     def apply(self, bench: Bench, context: Context) -> Bench:
         chosen = self.select(bench)
+        scales = self._input_scales(bench, context, chosen)
         for done, layer in enumerate(chosen):
             context.progress(self.name, done, len(chosen))
             quantized = round_to_grid(layer.weight, bits=8, group_size=None, symmetric=True, range=self.range)
-            bench.store(layer, Stored(quantized, packed=False, activations=self.activations))
+            scale = scales.get(layer.name)
+            bench.store(layer, Stored(quantized, packed=False, activations=self.activations, input_scale=scale))
         context.progress(self.name, len(chosen), len(chosen))
         return bench
+
+    def _input_scales(self, bench: Bench, context: Context, chosen: list[Layer]) -> dict[str, float]:
+        if self.activations != "static":
+            return {}
+
+        def tick(done: int, total: int) -> None:
+            context.progress("calibrate", done, total)
+
+        largest = largest_inputs(bench.model, chosen, context.windows(), tick)
+        return {name: static_scale(value) for name, value in largest.items()}

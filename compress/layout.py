@@ -27,7 +27,10 @@ def layer_tensors(name: str, stored: Stored) -> dict[str, torch.Tensor]:
     q = stored.quantized
     scale = q.scale.to(torch.float16)
     if not stored.packed:
-        return {f"{name}.weight": q.values, f"{name}.weight_scale": scale}
+        tensors = {f"{name}.weight": q.values, f"{name}.weight_scale": scale}
+        if stored.input_scale is not None:
+            tensors[f"{name}.input_scale"] = torch.tensor([stored.input_scale], dtype=torch.float16)
+        return tensors
     tensors = {
         f"{name}.weight_packed": pack(q.values, q.bits),
         f"{name}.weight_scale": scale,
@@ -67,7 +70,9 @@ def _scheme(layer: Layer, stored: Stored) -> dict[str, Any]:
         "weights": _weights(stored.quantized),
     }
     if stored.activations is not None:
-        scheme["input_activations"] = _arguments(8, True, stored.activations, None, dynamic=True)
+        static = stored.activations == "static"
+        strategy = "tensor" if static else stored.activations
+        scheme["input_activations"] = _arguments(8, True, strategy, None, dynamic=not static)
     if layer.kind == "conv1d":
         # No such key in compressed-tensors: its strict schema refuses the checkpoint instead of filling the layers,
         # which it cannot see, with random numbers.

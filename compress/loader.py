@@ -42,6 +42,7 @@ def load(checkpoint: str | Path) -> nn.Module:
     for name, scheme in schemes.items():
         weight = _quantized(name, scheme, tensors).dequantize()
         plain[f"{name}.weight"] = weight.t().contiguous() if "module_class" in scheme else weight
+    scales = {name: tensors[f"{name}.input_scale"] for name in schemes if f"{name}.input_scale" in tensors}
     del tensors
     model = _build(config, plain, folder)
     for name, scheme in schemes.items():
@@ -51,7 +52,7 @@ def load(checkpoint: str | Path) -> nn.Module:
                 f"{name} to be a {scheme.get('module_class', 'Linear')}", type(module).__name__, _AGAIN
             )
         if scheme.get("input_activations"):
-            quantize_inputs(module, scheme["input_activations"]["strategy"])
+            _quantize_inputs(module, name, scheme["input_activations"], scales)
     return model
 
 
@@ -65,6 +66,12 @@ def read_layers(checkpoint: str | Path) -> dict[str, Quantized]:
     config, tensors = _read(folder)
     schemes = _schemes(config, tensors, folder)
     return {name: _quantized(name, scheme, tensors) for name, scheme in schemes.items()}
+
+
+def _quantize_inputs(module: nn.Module, name: str, inputs: Scheme, scales: dict[str, torch.Tensor]) -> None:
+    if not inputs["dynamic"] and name not in scales:
+        raise CheckpointError(f"{name}.input_scale, as its inputs have a static scale", "none", _AGAIN)
+    quantize_inputs(module, inputs["strategy"], None if inputs["dynamic"] else scales[name].float())
 
 
 _AGAIN = "write the checkpoint again with planish compress"
@@ -103,7 +110,7 @@ def _matches(name: str, target: str) -> bool:
 
 def _belongs(key: str, schemes: dict[str, Scheme]) -> bool:
     owner, _, leaf = key.rpartition(".")
-    return owner in schemes and leaf.startswith("weight")
+    return owner in schemes and (leaf.startswith("weight") or leaf == "input_scale")
 
 
 def _quantized(name: str, scheme: Scheme, tensors: dict[str, torch.Tensor]) -> Quantized:

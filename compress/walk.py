@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from planish.errors import CheckpointError
 
-__all__ = ["Kind", "Layer", "Role", "find_blocks", "head_is_tied", "normalized", "walk"]
+__all__ = ["Kind", "Layer", "Role", "find_blocks", "head_is_tied", "longest_text", "normalized", "walk"]
 
 Kind = Literal["linear", "conv1d", "embedding"]
 Role = Literal["body", "head", "embedding", "other"]
@@ -77,6 +77,18 @@ def head_is_tied(model: Any) -> bool:
     """Whether the projection onto the vocabulary is the token table itself."""
     head = model.get_output_embeddings()
     return head is not None and getattr(head, "weight", None) is model.get_input_embeddings().weight
+
+
+def longest_text(model: Any) -> int | None:
+    """Tokens the model has positions for; None if it has no limit.
+
+    RoBERTa and MPNet count positions from behind the padding id, so theirs are fewer than the table's rows.
+    """
+    limit: int | None = getattr(model.config, "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        if limit and name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            limit = min(limit, module.num_embeddings - module.padding_idx - 1)
+    return limit
 
 
 def walk(model: Any) -> Iterator[Layer]:

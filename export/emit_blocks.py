@@ -224,7 +224,7 @@ def _words(layer: Layer) -> str:
     if not isinstance(layer, QuantizedLinear):
         return "fp32"
     span = f" g{layer.group_size}" if layer.group_size else ""
-    inputs = f" with int8 inputs per {layer.activations}" if layer.activations else ""
+    inputs = f" with {layer.input_words} inputs" if layer.activations else ""
     return f"int{layer.bits}{span}{inputs}"
 
 

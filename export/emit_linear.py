@@ -7,7 +7,7 @@ contracts: ONNX Runtime's ContribOperators.md.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -42,9 +42,7 @@ def take_rows(layer: Layer, rows: Array) -> Layer:
     if isinstance(layer, FloatLinear):
         return FloatLinear(layer.weight[rows], bias)
     zero_point = None if layer.zero_point is None else layer.zero_point[rows]
-    return QuantizedLinear(
-        layer.values[rows], layer.scale[rows], zero_point, layer.bits, layer.group_size, layer.activations, bias
-    )
+    return replace(layer, values=layer.values[rows], scale=layer.scale[rows], zero_point=zero_point, bias=bias)
 
 
 def stack(layers: list[Layer]) -> Layer | None:
@@ -59,19 +57,17 @@ def stack(layers: list[Layer]) -> Layer | None:
     quantized = [layer for layer in layers if isinstance(layer, QuantizedLinear)]
     if len(floats) == len(layers):
         return FloatLinear(np.concatenate([layer.weight for layer in floats]), bias)
-    kinds = {(q.bits, q.group_size, q.activations, q.zero_point is None) for q in quantized}
+    kinds = {(q.bits, q.group_size, q.activations, q.input_scale, q.zero_point is None) for q in quantized}
     if floats or len(kinds) > 1:
         return None
     first = quantized[0]
     zero_points = [q.zero_point for q in quantized if q.zero_point is not None]
-    return QuantizedLinear(
-        np.concatenate([q.values for q in quantized]),
-        np.concatenate([q.scale for q in quantized]),
-        np.concatenate(zero_points) if zero_points else None,
-        first.bits,
-        first.group_size,
-        first.activations,
-        bias,
+    return replace(
+        first,
+        values=np.concatenate([q.values for q in quantized]),
+        scale=np.concatenate([q.scale for q in quantized]),
+        zero_point=np.concatenate(zero_points) if zero_points else None,
+        bias=bias,
     )
 
 

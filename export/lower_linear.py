@@ -1,10 +1,12 @@
 """Linear layers in the `ort` dialect.
 
 A quantized linear is spelled so that ONNX Runtime reaches its fastest integer kernel (unsigned activations times
-signed weights) and still computes what the checkpoint computes: symmetric int8 activations with one scale a token, the
-formula of compressed-tensors (``scale = max|x| / 127.5``, round half to even, clamp to -128..127). Blocked
-QuantizeLinear (opset 21) does that in one pass, a token a block, with zero point 128; the int32 sums, corrected
-by that zero point, are the same integers. Operator contracts: ONNX's Operators.md, ONNX Runtime's ContribOperators.md.
+signed weights) and still computes what the checkpoint computes: symmetric int8 activations, the formula of
+compressed-tensors (``scale = max|x| / 127.5`` unless it is static, round half to even, clamp to -128..127).
+QuantizeLinear does that with zero point 128; the int32 sums, corrected by that zero point, are the same integers. With
+one scale a token it works in blocks, a token a block (opset 21), and the product is scaled and biased by nodes of its
+own; with one scale a tensor the product's own node does both. Operator contracts: ONNX's Operators.md, ONNX Runtime's
+ContribOperators.md.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ def lower_linear(build: Builder, x: ir.Value, layer: FloatLinear | QuantizedLine
         # the emitter asks no more of a graph than Builder gives
         return emit_linear(cast(EmitGraph, build), x, layer, name, accuracy_level=4)
     _check(layer, name)
-    return _per_token(build, x, layer, name) if layer.activations == "token" else _per_tensor(build, x, layer, name)
+    return _per_token(build, x, layer, name) if layer.activations == "token" else _one_scale(build, x, layer, name)
 
 
 def _per_token(build: Builder, x: ir.Value, layer: QuantizedLinear, name: str) -> ir.Value:
@@ -45,18 +47,24 @@ def _per_token(build: Builder, x: ir.Value, layer: QuantizedLinear, name: str) -
     return scaled if layer.bias is None else build.op("Add", scaled, build.weight(f"{name}.bias", layer.bias))
 
 
-def _per_tensor(build: Builder, x: ir.Value, layer: QuantizedLinear, name: str) -> ir.Value:
-    integers, scale = build.once(("tensor", x), lambda: _quantize_tensor(build, x))
-    product = _product(build, integers, scale, build.constant(128, "uint8"), layer, name)
-    return product if layer.bias is None else build.op("Add", product, build.weight(f"{name}.bias", layer.bias))
+def _one_scale(build: Builder, x: ir.Value, layer: QuantizedLinear, name: str) -> ir.Value:
+    integers, scale = build.once((layer.input_scale, x), lambda: _quantize_tensor(build, x, layer.input_scale))
+    bias = None if layer.bias is None else build.weight(f"{name}.bias", layer.bias)
+    return _product(build, integers, scale, build.constant(128, "uint8"), layer, name, bias)
 
 
 def _product(
-    build: Builder, integers: ir.Value, scale: ir.Value, zero_point: ir.Value, layer: QuantizedLinear, name: str
+    build: Builder,
+    integers: ir.Value,
+    scale: ir.Value,
+    zero_point: ir.Value,
+    layer: QuantizedLinear,
+    name: str,
+    bias: ir.Value | None = None,
 ) -> ir.Value:
     weight = build.weight(f"{name}.weight", layer.values.T)
     column = build.weight(f"{name}.scale", layer.scale[:, 0])
-    return build.op("MatMulIntegerToFloat", integers, weight, scale, column, zero_point, domain=CONTRIB)
+    return build.op("MatMulIntegerToFloat", integers, weight, scale, column, zero_point, None, bias, domain=CONTRIB)
 
 
 def _quantize_tokens(build: Builder, x: ir.Value, width: int) -> tuple[ir.Value, ir.Value]:
@@ -71,9 +79,12 @@ def _quantize_tokens(build: Builder, x: ir.Value, width: int) -> tuple[ir.Value,
     return integers, scale
 
 
-def _quantize_tensor(build: Builder, x: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """uint8 of the shape of ``x`` and one float scale."""
-    scale = _scale(build, build.op("ReduceMax", build.op("Abs", x), keepdims=0))
+def _quantize_tensor(build: Builder, x: ir.Value, static: float | None) -> tuple[ir.Value, ir.Value]:
+    """uint8 of the shape of ``x`` and one float scale, the ``static`` one or the input's own."""
+    if static is not None:
+        scale = build.constant(static, "float32")
+    else:
+        scale = _scale(build, build.op("ReduceMax", build.op("Abs", x), keepdims=0))
     return build.op("QuantizeLinear", x, scale, build.constant(128, "uint8")), scale
 
 

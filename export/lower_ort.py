@@ -79,7 +79,7 @@ class _Lowering:
         name = f"{module}.quantized"
         self.kinds["linear"].add(f"int{layer.bits}")
         if layer.activations is not None:
-            self.kinds["activations"].add(f"int8 per {layer.activations}")
+            self.kinds["activations"].add(layer.input_words)
         if module in self.tables:
             return lower_tied_head(self.build, x, self.tables[module], layer, name)
         return lower_linear(self.build, x, layer, name)

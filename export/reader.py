@@ -25,7 +25,7 @@ from planish.errors import CheckpointError
 __all__ = ["CheckpointReader", "FloatLinear", "QuantizedLinear", "read_json", "unpack_int32"]
 
 Array = NDArray[Any]
-Activations = Literal["token", "tensor"] | None
+Activations = Literal["token", "tensor", "static"] | None
 
 _FORMATS = ("pack-quantized", "int-quantized", "naive-quantized")
 _LINEAR_CLASSES = ("Linear", "Conv1D")
@@ -54,7 +54,8 @@ class QuantizedLinear:
 
     ``values`` int8 ``[out, in]`` in the signed range of ``bits``; ``scale`` float32 ``[out, groups]``; ``zero_point``
     int8 of the same shape, None if symmetric; ``group_size`` None means one group a row. ``activations`` says whether
-    inputs are quantized to 8 bits too, dynamically per token or with one scale a tensor.
+    inputs are quantized to 8 bits too: dynamically per token or with one scale a tensor, or with the static
+    ``input_scale``.
     """
 
     values: Array
@@ -64,10 +65,18 @@ class QuantizedLinear:
     group_size: int | None
     activations: Activations = None
     bias: Array | None = None
+    input_scale: float | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
         return int(self.values.shape[0]), int(self.values.shape[1])
+
+    @property
+    def input_words(self) -> str:
+        """How inputs are quantized, for a person to read."""
+        if self.activations is None:
+            return "float"
+        return "int8 static" if self.activations == "static" else f"int8 per {self.activations}"
 
     def dequantized(self) -> Array:
         """The float32 weight ``[out, in]`` that the integers stand for."""
@@ -227,7 +236,14 @@ class CheckpointReader:
             scheme.group_size,
             scheme.activations,
             bias,
+            self._input_scale(module) if scheme.activations == "static" else None,
         )
+
+    def _input_scale(self, module: str) -> float:
+        scale = self.float32(f"{module}.input_scale").reshape(-1)
+        if scale.size != 1 or not 0 < scale[0] < np.inf:
+            raise CheckpointError(f"one positive {module}.input_scale", str(scale)[:80], "compress the model again")
+        return float(scale[0])
 
     def _scheme(self, module: str, classes: tuple[str, ...]) -> _Scheme | None:
         """The group that applies: exact name before regex before class, as compressed-tensors decides."""
@@ -326,19 +342,28 @@ def _scheme(name: str, group: dict[str, Any], top_format: str) -> _Scheme:
         form not in _FORMATS
         or weights.get("type", "int") != "int"
         or strategy not in ("channel", "group", "tensor")
-        or (inputs is not None and not (inputs.get("num_bits") == 8 and inputs.get("dynamic")))
+        or (inputs is not None and not _known_inputs(inputs))
     )
     if problem:
         raise CheckpointError(
-            f"group {name}: {' | '.join(_FORMATS)}, integer weights by channel or group, inputs dynamic 8 bit or float",
+            f"group {name}: {' | '.join(_FORMATS)}, integer weights by channel or group, symmetric 8-bit inputs",
             f"format {form}, weights {weights.get('type')} by {strategy}, inputs {inputs}",
             "compress the original checkpoint with `planish compress`",
         )
-    activations: Activations = None if inputs is None else ("token" if inputs.get("strategy") == "token" else "tensor")
+    activations: Activations = None
+    if inputs is not None:
+        activations = "token" if inputs["strategy"] == "token" else "tensor" if inputs["dynamic"] else "static"
     group_size = int(weights["group_size"]) if strategy == "group" else None
     return _Scheme(
         tuple(group["targets"]), int(weights["num_bits"]), group_size, bool(weights.get("symmetric", True)), activations
     )
+
+
+def _known_inputs(inputs: dict[str, Any]) -> bool:
+    """Dynamic by token or tensor, or static with one scale a layer."""
+    dynamic, strategy = inputs.get("dynamic", False), inputs.get("strategy")
+    known = strategy in ("token", "tensor") if dynamic is True else strategy == "tensor" and dynamic is False
+    return known and inputs.get("num_bits") == 8 and inputs.get("symmetric", True) and inputs.get("type") == "int"
 
 
 def _matches(module: str, classes: tuple[str, ...], pattern: str) -> bool:

@@ -18,7 +18,7 @@ import numpy as np
 
 from planish.errors import InputError
 from planish.gate.clock import Clock, ProcessClock, Timing, environment
-from planish.gate.latency import Probe, median_timing
+from planish.gate.latency import SETTLED, Probe, median_timing
 from planish.gate.memory import peak_memory
 from planish.gate.report import table
 from planish.gate.slowdown import Comparison, Pairs, Plan, decide
@@ -145,7 +145,10 @@ def bench(
     for number in range(count):
         with ExitStack() as stack:
             order = [int(index) for index in rng.permutation(len(paths))]
-            opened = {index: stack.enter_context(load(paths[index], device, threads=threads)) for index in order}
+            opened = {
+                index: stack.enter_context(load(paths[index], device, threads=threads, session_options=SETTLED))
+                for index in order
+            }
             models = [opened[index] for index in range(len(paths))]
             wanted = shapes_for(models, shapes, BENCH_SHAPES)
             on_cpu = all(model.device == "CPUExecutionProvider" for model in models)

@@ -7,7 +7,10 @@ differ by 1-3 % for as long as they live, by where their memory came to lie (fiv
 the unit of evidence is a **sitting**: both bundles are opened afresh, in random order, and measured in a few
 alternating blocks; the medians of a sitting are one pair.
 
-Each block begins with a short untimed inference, so that the other side's spinning threads and cache lines are gone.
+Each block begins with a short untimed inference, so that the other side's cache lines are gone, and sessions are opened
+with :data:`SETTLED`: ONNX Runtime's threads otherwise spin on for a while after an answer, waiting for the next, and
+would take the processor from the other side. (Two threads on two cores, MiniLM INT8 against fp32 in one process:
+1.5 times as fast with them spinning, 2.2 without, and 2.2 is what either side does alone.)
 
 **Judged quantity**: process CPU time on CPU engines, the wall clock elsewhere. On a busy 2-core machine a rule like
 that of `planish.gate.slowdown` raised no false alarm on identical models and found +5 % in 94 % of the rounds on CPU
@@ -27,10 +30,13 @@ import numpy as np
 from planish.gate.clock import Clock, ProcessClock, Timing
 from planish.gate.slowdown import FIRST_LOOK, LEAST_PAIRS, Comparison, Pairs, Plan, decide, is_clear
 
-__all__ = ["Probe", "Sides", "Sitting", "block", "block_length", "compare", "median_timing"]
+__all__ = ["SETTLED", "Probe", "Sides", "Sitting", "block", "block_length", "compare", "median_timing"]
 
 Probe = Callable[[Clock], Mapping[str, Timing]]
 """Does one block of work; returns for each phase ("inference", or "prefill" and "decode") seconds for one unit."""
+
+SETTLED = {"session.force_spinning_stop": "1"}
+"""Session options of models that are measured in turns."""
 
 Sides = Mapping[str, tuple[Probe, Probe]]
 """For each shape, by name, the probes of candidate and baseline."""

@@ -36,7 +36,7 @@ from planish.gate.checks import (
 )
 from planish.gate.clock import Clock, ProcessClock, environment
 from planish.gate.data import Dataset, load_data, unlabelled
-from planish.gate.latency import Sides, Sitting, compare
+from planish.gate.latency import SETTLED, Sides, Sitting, compare
 from planish.gate.likelihood import Likelihood, compare_likelihood
 from planish.gate.limits import AGREEMENT, Limits
 from planish.gate.metrics import Measured, accuracy, answer_token_f1, exact_match, macro_f1, span_f1
@@ -110,7 +110,7 @@ def gate(
     before = {**environment(), "threads": timed_threads, "judged": "cpu" if on_cpu else "wall"}
     if latency:
         clock = clock or ProcessClock()
-        options = {"device": device, "threads": timed_threads}
+        options = {"device": device, "threads": timed_threads, "session_options": SETTLED}
         plan = Plan(limits.latency_limit, limits.latency_floor_seconds, "cpu" if on_cpu else "wall", seconds, seed=seed)
         sitting = sittings((candidate, baseline), shapes_timed, clock, seed, options)
         session.judge_latency(compare(sitting, plan, clock=clock, progress=progress))

@@ -70,7 +70,7 @@ def find_gpt() -> Path:
 
 
 def show_bert(source: Path, scratch: Path, place: Path, shown: Demonstration, progress: Progress | None) -> None:
-    """MiniLM: INT8 with per-token activations, judged by the cosine of its sentence vectors to the parent's."""
+    """MiniLM: INT8 weights and activations, judged by the cosine of its sentence vectors to the parent's."""
     from planish import runtime
 
     shipped = ship(

@@ -73,7 +73,8 @@ def group_line(group: dict[str, Any]) -> str:
     weights, inputs = group.get("weights") or {}, group.get("input_activations")
     size = f" g{weights['group_size']}" if weights.get("group_size") else ""
     kind = "symmetric" if weights.get("symmetric") else "asymmetric"
-    activations = f", activations int{inputs['num_bits']} per {inputs['strategy']}" if inputs else ""
+    how = f"per {inputs['strategy']}" if inputs and inputs.get("dynamic") else "static"
+    activations = f", activations int{inputs['num_bits']} {how}" if inputs else ""
     return f"int{weights.get('num_bits')}{size} {kind}{activations} on {len(group.get('targets', []))} targets"
 
 

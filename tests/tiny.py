@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["tiny_decoder", "tiny_encoder"]
+__all__ = ["tiny_decoder", "tiny_encoder", "word_tokenizer"]
 
 ROOT = Path(__file__).resolve().parents[1]
 VOCABULARY = 1024
@@ -27,6 +27,22 @@ SHAPE = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 def text() -> str:
     return (ROOT / "recipes" / "text-calibrate.txt").read_text(encoding="utf-8")
+
+
+def word_tokenizer(vocabulary: int) -> Any:
+    """Whole words, the most frequent of the shipped text, with BERT's special tokens around."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer = Tokenizer(models.WordLevel(unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
+    trainer = trainers.WordLevelTrainer(vocab_size=vocabulary, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(text().splitlines(), trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]")
 
 
 def byte_level_tokenizer(kind: str) -> Any:

@@ -117,6 +117,14 @@ def test_weights_that_are_not_numbers_or_not_there(bert: Path, tmp_path: Path) -
     assert load(tmp_path / "out").config.hidden_size == 64  # type: ignore[union-attr]
 
 
+def test_calibration_without_a_tokenizer_is_refused(bert: Path, tmp_path: Path) -> None:
+    """transformers makes one up there, with special tokens only."""
+    for file in bert.glob("*token*"):
+        file.unlink()
+    assert "a tokenizer in bert" in refused(CheckpointError, bert, tmp_path / "out")
+    compress(bert, "int8-dynamic", tmp_path / "out")
+
+
 def test_recipes_and_data(bert: Path, recipe_file: Fixture, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert "did you mean 'int8'" in refused(RecipeError, bert, out, "int88")

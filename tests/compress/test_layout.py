@@ -49,6 +49,17 @@ def test_activations_are_compressed_tensors(strategy: str, shape: tuple[int, ...
         assert torch.equal(fake_quantize(value, strategy), expected)
 
 
+def test_static_activations_are_compressed_tensors() -> None:
+    from compressed_tensors.quantization import QuantizationArgs
+    from compressed_tensors.quantization.lifecycle import forward
+
+    arguments = QuantizationArgs(num_bits=8, symmetric=True, strategy="tensor", dynamic=False)
+    x = torch.randn((2, 5, 8), generator=torch.Generator().manual_seed(0)) * 3
+    for scale in (torch.tensor([0.02]), torch.tensor([0.01]), torch.tensor([2.0**-23])):
+        expected = forward.fake_quantize(x=x, scale=scale, zero_point=None, args=arguments)
+        assert torch.equal(fake_quantize(x, "tensor", scale), expected)
+
+
 def test_targets_match_exactly_the_stored_layers(small_model: Callable[..., Any]) -> None:
     bench = Bench.of(small_model("bert", "BertForMaskedLM"))
     for layer in bench.layers:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from planish.compress.architectures import MODEL_TYPES
-from planish.compress.walk import find_blocks, head_is_tied, walk
+from planish.compress.walk import find_blocks, head_is_tied, longest_text, walk
 from planish.errors import CheckpointError
 
 from .conftest import SMALL
@@ -71,3 +71,14 @@ def test_blocks_are_found_by_structure(small_model: Callable[..., Any]) -> None:
     model.config.num_hidden_layers = 5
     with pytest.raises(CheckpointError, match="list of 5 blocks"):
         find_blocks(model)
+
+
+@pytest.mark.parametrize(
+    ("kind", "tokens"),
+    [("bert", 128), ("roberta", 127), ("xlm-roberta", 127), ("mpnet", 126), ("gpt2", 128), ("llama", 128)],
+)
+def test_longest_text_is_what_the_model_takes(small_model: Callable[..., Any], kind: str, tokens: int) -> None:
+    model = small_model(kind)
+    assert longest_text(model) == tokens
+    with torch.no_grad():
+        model(input_ids=torch.full((1, tokens), 7))

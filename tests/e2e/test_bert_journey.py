@@ -52,7 +52,7 @@ def test_parent_bundle_is_the_parent(minilm: Path, minilm_parent: Path, judge_te
 
 
 def test_padding_does_not_change_an_answer(minilm_bundle: Path) -> None:
-    """Activations are scaled token by token, so a text's vector does not depend on what else is in its batch."""
+    """Scales are static or a token's own, so a text's vector does not depend on what else is in its batch."""
     texts = ["Short.", "A much longer sentence about hammers, anvils and the smoothing of sheet metal, " * 4]
     with runtime.load(minilm_bundle) as model:
         together, alone = model.embed(texts), np.concatenate([model.embed([text]) for text in texts])

@@ -10,15 +10,17 @@ import transformers
 
 from planish.compress import compress
 from planish.export.quiet import quiet
+from tests.tiny import word_tokenizer
 
 __all__ = ["FAMILIES", "small_encoder", "small_int8"]
 
+VOCABULARY = 100
 SHAPE = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "intermediate_size": 64,
-    "vocab_size": 100,
+    "vocab_size": VOCABULARY,
     "max_position_embeddings": 40,
     "initializer_range": 0.2,  # so narrow a layer needs it to pass its input on as strongly as a trained one
 }
@@ -27,7 +29,7 @@ DISTILBERT = {
     "n_layers": 2,
     "n_heads": 4,
     "hidden_dim": 64,
-    "vocab_size": 100,
+    "vocab_size": VOCABULARY,
     "max_position_embeddings": 40,
     "initializer_range": 0.2,  # so narrow a layer needs it to pass its input on as strongly as a trained one
 }
@@ -61,6 +63,7 @@ def small_encoder(family: str, task: str, output: Path) -> Path:
 def small_int8(family: str, task: str, folder: Path) -> Path:
     """Its quantized checkpoint by the shipped recipe."""
     model = small_encoder(family, task, folder / f"{family}-{task}")
+    word_tokenizer(VOCABULARY).save_pretrained(model)
     with quiet():
         compress(str(model), "int8", folder / f"{family}-{task}-int8")
     return folder / f"{family}-{task}-int8"

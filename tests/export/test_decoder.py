@@ -19,6 +19,7 @@ from planish.export.emit_rotary import inverse_frequency
 from planish.export.graph import Built
 from planish.export.reader import CheckpointReader, QuantizedLinear
 from tests.export.small_decoders import VOCABULARY, compressed, edit_config, quantized, random_decoder
+from tests.tiny import word_tokenizer
 
 # compressed-tensors compiles a function with torch.jit when it is imported
 
@@ -139,14 +140,16 @@ def test_progress_is_called_for_every_layer(llama: Path, tmp_path: Path) -> None
     assert calls == [("emit", 1, 2), ("emit", 2, 2)]
 
 
-def test_int8_activations_are_spelled_as_in_encoders(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("activations", "words"), [("token", "int8 per token"), ("static", "int8 static")])
+def test_int8_activations_are_spelled_as_in_encoders(tmp_path: Path, activations: str, words: str) -> None:
     source = random_decoder("llama", tmp_path / "float")
-    checkpoint = compressed(source, tmp_path / "int8", [{"pass": "int8-linear", "activations": "token"}])
+    word_tokenizer(VOCABULARY).save_pretrained(source)
+    checkpoint = compressed(source, tmp_path / "int8", [{"pass": "int8-linear", "activations": activations}])
     built = build_decoder(checkpoint, tmp_path / "onnx")
     kinds = [node.op_type for node in ir.load(tmp_path / "onnx" / "model.onnx").graph]
     assert "MatMulNBits" not in kinds
     assert kinds.count("MatMulIntegerToFloat") >= 2 * 5
-    assert built.precision["linear"] == "int8 with int8 inputs per token"
+    assert built.precision["linear"] == f"int8 with {words} inputs"
     session = onnxruntime.InferenceSession(str(tmp_path / "onnx" / "model.onnx"), quiet())
     past = {v.name: np.zeros((1, 2, 0, 16), np.float32) for v in session.get_inputs()[2:]}
     feed = {"input_ids": np.array([[5, 6, 7]]), "attention_mask": np.ones((1, 3), np.int64), **past}

@@ -75,11 +75,11 @@ def test_manifest_of_a_quantized_classifier(tmp_path: Path) -> None:
     assert manifest.max_length == 40, "RoBERTa's positions start behind the padding id"
     assert manifest.recipe is not None
     assert manifest.recipe["name"] == "int8"
-    assert [receipt["pass"] for receipt in manifest.receipts] == ["int8-linear", "int8-embedding"]
+    assert [receipt["pass"] for receipt in manifest.receipts] == ["int8-linear", "int8-linear", "int8-embedding"]
     assert manifest.dialects["ort"].precision == {
         "linear": "int8",
         "embedding": "int8",
-        "activations": "int8 per token",
+        "activations": "int8 per token + int8 static",
         "compute": "fp32",
     }
     assert "quantization_config" not in json.loads((made.path / "config.json").read_text())
@@ -93,7 +93,7 @@ def test_exporting_twice_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_padding_and_batch_do_not_change_an_answer(tmp_path: Path) -> None:
-    """One scale a token: what else is in the batch must not matter beyond float sums."""
+    """Static scales or one a token: what else is in the batch must not matter beyond float sums."""
     made = export(small_int8("distilbert", "text-classification", tmp_path), tmp_path / "bundle")
     ids = np.random.default_rng(0).integers(5, 100, (2, 12))
     ids[1] *= 7

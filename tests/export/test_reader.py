@@ -181,9 +181,34 @@ def test_disagreement_with_the_config_is_refused(tmp_path: Path) -> None:
         CheckpointReader(write(tmp_path, named, wrong)).linear("a")
     with pytest.raises(CheckpointError, match="gptq"):
         CheckpointReader(write(tmp_path, named, {"quantization_config": {"quant_method": "gptq"}}))
-    static = group | {"input_activations": {"num_bits": 8, "dynamic": False}}
-    with pytest.raises(CheckpointError, match="dynamic 8 bit"):
-        CheckpointReader(write(tmp_path, named, quantization({"g": static}, "pack-quantized")))
+    for changes in (
+        {"num_bits": 4},
+        {"symmetric": False},
+        {"dynamic": False},
+        {"strategy": "group"},
+        {"type": "float"},
+    ):
+        inputs = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True} | changes
+        strange = quantization({"g": group | {"input_activations": inputs}}, "pack-quantized")
+        with pytest.raises(CheckpointError, match="symmetric 8-bit inputs"):
+            CheckpointReader(write(tmp_path, named, strange))
+
+
+def test_static_input_scale(tmp_path: Path) -> None:
+    inputs = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "tensor", "dynamic": False}
+    group = scheme(8, "channel", True) | {"input_activations": inputs}
+    tensors, _ = stored("int-quantized", group, torch.randn(ROWS, WIDTH))
+    named = {f"a.{k}": v for k, v in tensors.items()}
+    config = quantization({"g": group}, "int-quantized")
+    scale = torch.tensor([0.03], dtype=torch.float16)
+    layer = CheckpointReader(write(tmp_path, named | {"a.input_scale": scale}, config)).linear("a")
+    assert isinstance(layer, QuantizedLinear)
+    assert (layer.activations, layer.input_scale) == ("static", scale.item())
+    for wrong in (torch.tensor([0.0]), torch.tensor([float("nan")]), torch.tensor([1.0, 2.0])):
+        with pytest.raises(CheckpointError, match="one positive"):
+            CheckpointReader(write(tmp_path, named | {"a.input_scale": wrong}, config)).linear("a")
+    with pytest.raises(CheckpointError, match=r"a\.input_scale"):
+        CheckpointReader(write(tmp_path, named, config)).linear("a")
 
 
 @settings(max_examples=60, deadline=None)
