@@ -32,7 +32,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from planish import recipes
 from planish.compress import compress, load
-from planish.compress.permute import off_grid_checkpoint
+from planish.compress.gguf_source import off_grid_checkpoint
 
 
 @dataclass

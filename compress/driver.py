@@ -23,9 +23,9 @@ from planish.compress.receipt import measure, state
 from planish.compress.recipe import Recipe, load_recipe
 from planish.compress.resume import WorkFolder
 from planish.compress.walk import longest_text
-from planish.compress.write import staging, write_checkpoint, write_json
+from planish.compress.write import write_checkpoint, write_json
 from planish.errors import HostError
-from planish.outputs import check_output
+from planish.outputs import check_output, staging
 
 __all__ = ["CompressResult", "compress"]
 
@@ -67,7 +67,7 @@ def compress(
         report("load", 1, 1)
         receipts = _run_passes(plan, source, bench, work, report)
         report("write", 0, 1)
-        with staging(target) as folder:
+        with disk_errors(target.parent), staging(target) as folder:
             write_checkpoint(bench, source, folder)
             receipts[-1]["after"]["digest"] = checkpoint_digest([folder / "model.safetensors", folder / "config.json"])
             write_json(folder / "planish.json", _facts(plan, source, receipts))

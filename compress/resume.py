@@ -19,10 +19,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from planish.compress.bench import Stored
-from planish.compress.disk import sync
 from planish.compress.grid import Quantized
 from planish.compress.safetensors_file import read_header
 from planish.errors import CheckpointError, InputError
+from planish.outputs import sync
 
 __all__ = ["Pieces", "WorkFolder"]
 

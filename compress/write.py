@@ -1,13 +1,9 @@
-"""Write a quantized checkpoint: built in a temporary sibling directory, synced, renamed into place."""
+"""Write a quantized checkpoint."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +12,11 @@ from safetensors.torch import save_file
 
 from planish.compress.bench import Bench
 from planish.compress.checkpoint import Checkpoint
-from planish.compress.disk import disk_errors, sync
 from planish.compress.layout import layer_tensors, quantization_config
 from planish.compress.quiet import quiet
 from planish.compress.source import side_files
 
-__all__ = ["staging", "write_checkpoint", "write_json"]
-
-
-@contextlib.contextmanager
-def staging(output: Path) -> Iterator[Path]:
-    """A temporary sibling of ``output`` that becomes it if the block succeeds, and is removed if it does not."""
-    with disk_errors(output.parent):
-        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
-    try:
-        with disk_errors(output.parent):
-            yield folder
-            _publish(folder)
-            os.rename(folder, output)
-            sync(output.parent)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+__all__ = ["write_checkpoint", "write_json"]
 
 
 def write_checkpoint(bench: Bench, source: Checkpoint, folder: Path) -> None:
@@ -99,10 +78,3 @@ def _config(bench: Bench, source: Checkpoint) -> dict[str, Any]:
     if bench.stored:
         config["quantization_config"] = quantization_config(bench)
     return config
-
-
-def _publish(folder: Path) -> None:
-    """Give every file the usual permissions (temporary ones are private) and push it to the disk."""
-    for path in [*folder.rglob("*"), folder]:
-        path.chmod(0o755 if path.is_dir() else 0o644)
-        sync(path)

@@ -15,8 +15,8 @@ from planish.export.parity import check_encoder, tolerance
 from planish.export.quiet import quiet
 from planish.export.reader import CheckpointReader
 from planish.export.reference import load_reference
-from planish.export.write_bundle import staging, write_bundle
-from planish.outputs import check_output
+from planish.export.write_bundle import write_bundle
+from planish.outputs import check_output, staging
 from planish.runtime import Manifest
 
 __all__ = ["ExportResult", "export"]

@@ -47,6 +47,20 @@ class Dimensions:
     vocab: int
     max_length: int
 
+    @classmethod
+    def of(cls, config: dict[str, Any]) -> Dimensions:
+        """By the keys most families use; raises ``KeyError`` for one that does not."""
+        heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
+        return cls(
+            layers=int(config["num_hidden_layers"]),
+            heads=heads,
+            kv_heads=int(config.get("num_key_value_heads") or heads),
+            head_dim=int(config.get("head_dim") or hidden // heads),
+            hidden=hidden,
+            vocab=int(config["vocab_size"]),
+            max_length=int(config["max_position_embeddings"]),
+        )
+
 
 class Blocks:
     """One decoder being emitted: its inputs, the values every layer needs, and the checkpoint it reads."""

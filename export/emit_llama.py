@@ -15,18 +15,8 @@ __all__ = ["dimensions", "emit"]
 
 def dimensions(config: dict[str, Any]) -> Dimensions:
     """Shapes from ``config.json``; raises ``CheckpointError`` on what is not emitted here."""
-    heads = int(config["num_attention_heads"])
-    layers = int(config["num_hidden_layers"])
-    _refuse_sliding_window(config, layers)
-    return Dimensions(
-        layers=layers,
-        heads=heads,
-        kv_heads=int(config.get("num_key_value_heads") or heads),
-        head_dim=int(config.get("head_dim") or config["hidden_size"] // heads),
-        hidden=int(config["hidden_size"]),
-        vocab=int(config["vocab_size"]),
-        max_length=int(config["max_position_embeddings"]),
-    )
+    _refuse_sliding_window(config, int(config["num_hidden_layers"]))
+    return Dimensions.of(config)
 
 
 def emit(blocks: Blocks) -> ir.Value:

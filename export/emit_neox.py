@@ -17,16 +17,7 @@ __all__ = ["dimensions", "emit", "head_order"]
 
 def dimensions(config: dict[str, Any]) -> Dimensions:
     """Shapes from ``config.json``."""
-    heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
-    return Dimensions(
-        layers=int(config["num_hidden_layers"]),
-        heads=heads,
-        kv_heads=heads,
-        head_dim=hidden // heads,
-        hidden=hidden,
-        vocab=int(config["vocab_size"]),
-        max_length=int(config["max_position_embeddings"]),
-    )
+    return Dimensions.of(config)
 
 
 def emit(blocks: Blocks) -> ir.Value:

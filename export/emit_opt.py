@@ -17,7 +17,7 @@ _OFFSET = 2
 
 def dimensions(config: dict[str, Any]) -> Dimensions:
     """Shapes from ``config.json``; raises ``CheckpointError`` on what is not emitted here (OPT-350m's post-norm)."""
-    heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
+    hidden = config["hidden_size"]
     width, before = config.get("word_embed_proj_dim", hidden), config.get("do_layer_norm_before", True)
     if width != hidden or not before or config.get("_remove_final_layer_norm"):
         raise CheckpointError(
@@ -25,15 +25,7 @@ def dimensions(config: dict[str, Any]) -> Dimensions:
             f"do_layer_norm_before {before}, word_embed_proj_dim {width} of {hidden}",
             "no emitter exists for it; of OPT, only the 350m checkpoint is so",
         )
-    return Dimensions(
-        layers=int(config["num_hidden_layers"]),
-        heads=heads,
-        kv_heads=heads,
-        head_dim=hidden // heads,
-        hidden=hidden,
-        vocab=int(config["vocab_size"]),
-        max_length=int(config["max_position_embeddings"]),
-    )
+    return Dimensions.of(config)
 
 
 def emit(blocks: Blocks) -> ir.Value:

@@ -1,25 +1,21 @@
-"""Write a bundle: everything in a temporary sibling directory, the manifest last, then one rename."""
+"""Fill the directory of a bundle; the manifest comes last."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from planish.errors import HostError
 from planish.export.genai import write_genai_config
 from planish.export.golden import Arrays, write_golden
 from planish.export.graph import Built
 from planish.export.quiet import quiet
 from planish.runtime import Manifest, write_manifest
 
-__all__ = ["staging", "write_bundle"]
+__all__ = ["write_bundle"]
 
 SIDE_FILES = (
     "tokenizer.json",
@@ -34,26 +30,6 @@ SIDE_FILES = (
     "NOTICE",
 )
 """Copied as the checkpoint has them."""
-
-
-@contextlib.contextmanager
-def staging(output: Path) -> Iterator[Path]:
-    """A temporary sibling that becomes ``output`` if the block succeeds, and is removed if anything stops it.
-
-    Raises ``HostError`` if the disk refuses.
-    """
-    with _disk_errors(output):
-        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
-    try:
-        with _disk_errors(output):
-            yield folder
-            folder.chmod(0o755)
-            _sync(folder)
-            os.rename(folder, output)
-            _fsync(output.parent)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
 
 
 def write_bundle(
@@ -135,26 +111,3 @@ checkpoint's answers. Do not edit a file: the runtime refuses a bundle that is n
 
 def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
-
-
-@contextlib.contextmanager
-def _disk_errors(output: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-        fix = "free some space or choose another disk" if full else "check the folder's permissions"
-        raise HostError(f"to write under {output.parent}", error.strerror or str(error), fix) from error
-
-
-def _sync(folder: Path) -> None:
-    for path in [*sorted(folder.rglob("*")), folder]:
-        _fsync(path)
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

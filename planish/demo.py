@@ -87,7 +87,7 @@ def show_bert(source: Path, scratch: Path, place: Path, shown: Demonstration, pr
 def show_gpt(source: Path, scratch: Path, place: Path, shown: Demonstration, progress: Progress | None) -> None:
     """SmolLM2: INT4 by GPTQ, judged by perplexity on text it was not calibrated on."""
     from planish import runtime
-    from planish.compress.permute import off_grid_checkpoint
+    from planish.compress.gguf_source import off_grid_checkpoint
 
     checkpoint = off_grid_checkpoint(source, scratch / "smollm2")
     shipped = ship(

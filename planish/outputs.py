@@ -1,13 +1,21 @@
-"""Where results may be written: never over something that is there. All halves that write ask here."""
+"""Where results are written: never over something that is there, and whole or not at all. All who write ask here.
+
+A result is built in a temporary sibling directory, pushed to the disk and renamed into place.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
-from planish.errors import InputError
+from planish.errors import HostError, InputError
 
-__all__ = ["check_output", "refuse_existing"]
+__all__ = ["check_output", "disk_errors", "refuse_existing", "staging", "sync"]
 
 
 def refuse_existing(path: Path) -> None:
@@ -27,3 +35,50 @@ def check_output(output: str | Path) -> Path:
     if not path.parent.is_dir():
         raise InputError(f"a directory at {path.parent}", "none", f"mkdir -p {path.parent}")
     return path
+
+
+@contextlib.contextmanager
+def staging(output: Path) -> Iterator[Path]:
+    """A temporary sibling of ``output`` that becomes it if the block succeeds, and is removed if anything stops it.
+
+    Raises:
+        HostError: the disk refuses.
+    """
+    with disk_errors(output.parent):
+        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
+    try:
+        with disk_errors(output.parent):
+            yield folder
+            _settle(folder)
+            os.rename(folder, output)
+            sync(output.parent)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+@contextlib.contextmanager
+def disk_errors(where: Path) -> Iterator[None]:
+    """Turn failures of the disk into :class:`HostError`."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+        fix = "free some space or choose another disk" if full else "check the folder's permissions"
+        raise HostError(f"to write under {where}", error.strerror or str(error), fix) from error
+
+
+def sync(path: Path) -> None:
+    """Push a file or a directory's entries to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _settle(folder: Path) -> None:
+    """Give every file the usual permissions (temporary ones are private) and push it to the disk."""
+    for path in [*sorted(folder.rglob("*")), folder]:
+        path.chmod(0o755 if path.is_dir() else 0o644)
+        sync(path)

@@ -91,7 +91,7 @@ def ship(
 def as_directory(model: str, folder: Path, trust_remote_code: bool) -> Path:
     """The directory of a checkpoint; a GGUF file is written out as one, so that compress and export read the same."""
     from planish import compress
-    from planish.compress.permute import gguf_checkpoint
+    from planish.compress.gguf_source import gguf_checkpoint
 
     opened = compress.open_checkpoint(model, trust_remote_code)
     return gguf_checkpoint(opened.path, folder) if opened.is_gguf else opened.path

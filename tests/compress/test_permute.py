@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from planish.compress.gguf_source import off_grid_checkpoint
 from planish.compress.grid import round_to_grid
-from planish.compress.permute import off_grid_checkpoint, permute_llama
+from planish.compress.permute import permute_llama
 from planish.errors import CheckpointError, InputError
 
 
@@ -87,7 +88,7 @@ def test_other_architectures_are_refused() -> None:
 
 def test_output_in_use_and_missing_file_are_refused(tmp_path: Path, smollm2_gguf: Path) -> None:
     (tmp_path / "kept").write_text("x")
-    with pytest.raises(InputError, match="new or empty"):
+    with pytest.raises(InputError, match="free output path"):
         off_grid_checkpoint(smollm2_gguf, tmp_path)
     with pytest.raises(CheckpointError, match="nothing at"):
         off_grid_checkpoint(tmp_path / "none.gguf", tmp_path / "out")

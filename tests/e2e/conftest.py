@@ -49,7 +49,7 @@ def minilm_parent(make: Shelf, minilm: Path) -> Path:
 @pytest.fixture(scope="session")
 def smollm2(shelf: Path, smollm2_gguf: Path) -> Path:
     """SmolLM2 with its channels permuted: the same function, off the 4-bit grid its GGUF lies on."""
-    from planish.compress.permute import off_grid_checkpoint
+    from planish.compress.gguf_source import off_grid_checkpoint
 
     return Path(off_grid_checkpoint(smollm2_gguf, shelf / "smollm2"))
 

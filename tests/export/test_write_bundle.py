@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import resource
 import subprocess
 import sys
@@ -11,38 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from planish.errors import HostError, InputError
+from planish.errors import InputError
 from planish.export.golden import encoder_inputs, write_golden
-from planish.export.write_bundle import staging
 from planish.outputs import check_output
 from tests.export.small_encoders import small_encoder
-
-
-def test_staging_renames_at_the_end(tmp_path: Path) -> None:
-    with staging(tmp_path / "bundle") as folder:
-        (folder / "file").write_text("x")
-        assert folder.parent == tmp_path
-        assert not (tmp_path / "bundle").exists()
-    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
-    assert (tmp_path / "bundle" / "file").read_text() == "x"
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, ValueError])
-def test_whatever_stops_it_nothing_is_left(error: type[BaseException], tmp_path: Path) -> None:
-    def stopped() -> None:
-        with staging(tmp_path / "bundle") as folder:
-            (folder / "deep").mkdir()
-            raise error
-
-    with pytest.raises(error):
-        stopped()
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_full_disk_is_the_host_s_fault(tmp_path: Path) -> None:
-    with pytest.raises(HostError, match="free some space"), staging(tmp_path / "bundle"):
-        raise OSError(errno.ENOSPC, "No space left on device")
-    assert not list(tmp_path.iterdir())
 
 
 def test_export_onto_a_disk_that_takes_no_more(tmp_path: Path) -> None:
