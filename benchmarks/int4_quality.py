@@ -126,7 +126,7 @@ def judge(models: dict[str, Any], windows: Tensor) -> dict[str, Score]:
 
 
 def facts(path: Path) -> dict[str, Any]:
-    """Bits per weight and cost of the first pass (the linear layers), from the receipts."""
+    """Bits per weight and cost of the first pass (of weight-only recipes: all linear layers), from the receipts."""
     receipt = json.loads((path / "planish.json").read_text(encoding="utf-8"))["receipts"][0]
     return {"bits": receipt["bits_per_weight"], "seconds": receipt["seconds"], "peak": receipt["peak_memory_bytes"]}
 

@@ -114,7 +114,7 @@ class Checkpoint:
         return tokenizer
 
 
-_ADD_TOKENIZER = "add tokenizer.json and tokenizer_config.json"
+_ADD_TOKENIZER = "add tokenizer.json and tokenizer_config.json, or take a recipe that reads no text (int8-dynamic)"
 
 
 def open_checkpoint(model: str | Path, trust_remote_code: bool = False) -> Checkpoint:

@@ -11,7 +11,7 @@ import torch
 from planish.compress.permute import permute_llama
 from planish.compress.quiet import quiet
 from planish.errors import CheckpointError
-from planish.outputs import refuse_existing
+from planish.outputs import check_output, staging
 
 __all__ = ["gguf_checkpoint", "off_grid_checkpoint"]
 
@@ -34,14 +34,15 @@ def _convert(gguf: Path, output: Path, seed: int | None) -> Path:
 
     if not gguf.is_file():
         raise CheckpointError("a GGUF file", f"nothing at {gguf}", "name an existing .gguf file")
-    refuse_existing(output)
+    output = check_output(output)
     with quiet(gguf=True):
         model = _plain(AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32))
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         if seed is not None:
             permute_llama(model, seed)
-        model.save_pretrained(output)
-        tokenizer.save_pretrained(output)
+        with staging(output) as folder:
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
     return output
 
 

@@ -48,12 +48,13 @@ def largest_inputs(
         return see
 
     handles = [layer.module.register_forward_pre_hook(watch(layer.name)) for layer in layers]
-    size = max(1, _TOKENS_PER_BATCH // windows.shape[1])
-    parts = torch.split(windows, size)
+    runner = _without_head(model, layers)
+    parts = torch.split(windows, max(1, _TOKENS_PER_BATCH // windows.shape[1]))
     try:
         for done, ids in enumerate(parts):
             tick(done, len(parts))
-            model(**_inputs(model, ids))
+            runner(**_inputs(runner, ids))
+        tick(len(parts), len(parts))
     finally:
         for handle in handles:
             handle.remove()
@@ -67,6 +68,13 @@ def static_scale(largest: float) -> float:
     """The scale of int8 inputs up to ``largest``; a float16, as all scales are stored, and never 0."""
     scale = torch.tensor(largest / _HALF_STEPS).clamp(min=2.0**-23, max=torch.finfo(torch.float16).max)
     return float(scale.to(torch.float16))
+
+
+def _without_head(model: nn.Module, layers: list[Layer]) -> nn.Module:
+    """The base model if all layers are in it: nobody reads the logits, which are large where the vocabulary is."""
+    body = getattr(model, "base_model", model)
+    inside = {id(module) for module in body.modules()}
+    return body if all(id(layer.module) in inside for layer in layers) else model
 
 
 def _inputs(model: nn.Module, ids: torch.Tensor) -> dict[str, Any]:

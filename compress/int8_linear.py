@@ -2,9 +2,10 @@
 
 The weight range minimizes the squared error of rounding (see grid.py). ``token`` takes each token's scale from the
 token itself: no data needed, and the most exact. ``static`` takes one scale a layer from calibration text (see
-input_range.py): nothing is left to be found out while the model runs, so it is the fastest. Either way a text's answer
-does not depend on what else is in its batch; with ``tensor``, one scale found for the whole batch, it does. Heads,
-classifiers and poolers stay float: they are small, and they decide.
+input_range.py): nothing is left to be found out while the model runs, so it is faster. Either way a text's answer does
+not depend on what else is in its batch; with ``tensor``, one scale found for the whole batch, it does. (So it does for
+OPT with ``token``: transformers flattens what its feed-forward layers read, and all tokens of a batch are one there.)
+Heads, classifiers and poolers stay float: they are small, and they decide.
 """
 
 from __future__ import annotations

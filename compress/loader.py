@@ -69,9 +69,9 @@ def read_layers(checkpoint: str | Path) -> dict[str, Quantized]:
 
 
 def _quantize_inputs(module: nn.Module, name: str, inputs: Scheme, scales: dict[str, torch.Tensor]) -> None:
-    if not inputs["dynamic"] and name not in scales:
+    if not inputs.get("dynamic") and name not in scales:
         raise CheckpointError(f"{name}.input_scale, as its inputs have a static scale", "none", _AGAIN)
-    quantize_inputs(module, inputs["strategy"], None if inputs["dynamic"] else scales[name].float())
+    quantize_inputs(module, inputs["strategy"], None if inputs.get("dynamic") else scales[name].float())
 
 
 _AGAIN = "write the checkpoint again with planish compress"

@@ -151,6 +151,7 @@ def _facts(stored: Stored) -> dict[str, Any]:
         "symmetric": q.zero_point is None,
         "packed": stored.packed,
         "activations": stored.activations,
+        "input_scale": stored.input_scale,
         "quality": stored.quality,
     }
 
@@ -167,7 +168,7 @@ def _unpack(facts: dict[str, Any], name: str, tensors: dict[str, torch.Tensor]) 
         facts["bits"],
         facts["group_size"],
     )
-    return Stored(quantized, facts["packed"], facts["activations"], facts["quality"])
+    return Stored(quantized, facts["packed"], facts["activations"], facts["quality"], facts["input_scale"])
 
 
 def write_synced(path: Path, content: bytes) -> None:

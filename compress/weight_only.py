@@ -1,7 +1,7 @@
 """Weight-only INT4 / INT8: integers in groups along the inputs, activations float.
 
 ``method: round`` takes the nearest grid point and needs no data; it is a baseline (at 4 bits it costs a small decoder a
-quarter of its perplexity). ``method: gptq`` chooses integers so that the layer's *outputs* on calibration text stay
+fifth of its perplexity). ``method: gptq`` chooses integers so that the layer's *outputs* on calibration text stay
 (Frantar et al. 2022, arXiv:2210.17323), block after block, each seeing what the quantized blocks before it produce.
 ``guided`` weighs each position by what an error there does to a decoder's loss (:mod:`planish.compress.saliency`).
 """

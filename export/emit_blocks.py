@@ -49,7 +49,7 @@ class Dimensions:
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> Dimensions:
-        """By the keys most families use; raises ``KeyError`` for one that does not."""
+        """By the keys most families use; raises ``KeyError`` for one that is missing."""
         heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
         return cls(
             layers=int(config["num_hidden_layers"]),
@@ -238,8 +238,7 @@ def _words(layer: Layer) -> str:
     if not isinstance(layer, QuantizedLinear):
         return "fp32"
     span = f" g{layer.group_size}" if layer.group_size else ""
-    inputs = f" with {layer.input_words} inputs" if layer.activations else ""
-    return f"int{layer.bits}{span}{inputs}"
+    return f"int{layer.bits}{span}"
 
 
 def same_layer(one: Layer, other: Layer) -> bool:

@@ -1,14 +1,14 @@
 """How linear layers, embeddings and heads are spelled in the `ort` dialect.
 
 Weight-only integers become com.microsoft MatMulNBits, 8-bit tables GatherBlockQuantized; the integers are those of the
-checkpoint, offset to unsigned. Layers whose activations are quantized too are spelled as in encoders. Operator
-contracts: ONNX Runtime's ContribOperators.md.
+checkpoint, offset to unsigned. Layers whose activations are quantized too are not for decoders: one flipped rounding
+there changes every token that follows. Operator contracts: ONNX Runtime's ContribOperators.md.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -77,7 +77,9 @@ def emit_linear(graph: EmitGraph, x: ir.Value, layer: Layer, name: str, *, accur
         product = graph.op("MatMul", x, graph.weight(f"{name}.weight", layer.weight.T))
         return product if layer.bias is None else graph.op("Add", product, graph.weight(f"{name}.bias", layer.bias))
     if layer.activations is not None:
-        return _dynamic(graph, x, layer, name)
+        raise CheckpointError(
+            f"{name} with float inputs", f"{layer.input_words} inputs", "for a decoder take int4 or int8-weight-only"
+        )
     if layer.bits not in (4, 8):
         raise CheckpointError(f"{name} in 4 or 8 bits", f"{layer.bits} bits", "choose another `bits` in the recipe")
     rows, width = layer.shape
@@ -147,14 +149,6 @@ def _nbits(
         inputs.pop()
     attributes = {"K": width, "N": rows, "bits": layer.bits, "block_size": block, "accuracy_level": accuracy_level}
     return graph.op("MatMulNBits", *inputs, domain=CONTRIB, **attributes)
-
-
-def _dynamic(graph: EmitGraph, x: ir.Value, layer: QuantizedLinear, name: str) -> ir.Value:
-    """8-bit activations: the spelling encoders have."""
-    from planish.export.lower_builder import Builder
-    from planish.export.lower_linear import lower_linear  # which imports this module
-
-    return lower_linear(cast(Builder, graph), x, layer, name)
 
 
 def _block(layer: QuantizedLinear, name: str) -> int:

@@ -352,7 +352,7 @@ def _scheme(name: str, group: dict[str, Any], top_format: str) -> _Scheme:
         )
     activations: Activations = None
     if inputs is not None:
-        activations = "token" if inputs["strategy"] == "token" else "tensor" if inputs["dynamic"] else "static"
+        activations = "token" if inputs["strategy"] == "token" else "tensor" if inputs.get("dynamic") else "static"
     group_size = int(weights["group_size"]) if strategy == "group" else None
     return _Scheme(
         tuple(group["targets"]), int(weights["num_bits"]), group_size, bool(weights.get("symmetric", True)), activations
@@ -363,7 +363,9 @@ def _known_inputs(inputs: dict[str, Any]) -> bool:
     """Dynamic by token or tensor, or static with one scale a layer."""
     dynamic, strategy = inputs.get("dynamic", False), inputs.get("strategy")
     known = strategy in ("token", "tensor") if dynamic is True else strategy == "tensor" and dynamic is False
-    return known and inputs.get("num_bits") == 8 and inputs.get("symmetric", True) and inputs.get("type") == "int"
+    return (
+        known and inputs.get("num_bits") == 8 and inputs.get("symmetric", True) and inputs.get("type", "int") == "int"
+    )
 
 
 def _matches(module: str, classes: tuple[str, ...], pattern: str) -> bool:

@@ -32,7 +32,7 @@ class Limits:
         rule: what a pass takes, ``"point"`` (default) or ``"interval"``; see `planish.gate.checks`.
         min_agreement: least share of answers equal to the parent's. None: the task's default without labels; with
             labels agreement is reported only, for the labels are the better judge.
-        min_cosine_mean, min_cosine_min: embeddings against the parent's, over the texts. None as above.
+        min_cosine_mean, min_cosine_min: embeddings against the parent's, over the texts. None reports only.
         max_perplexity_ratio: perplexity over the parent's.
         max_kl: mean Kullback-Leibler divergence from the parent's next token, in nats. Off.
         max_latency_ratio: judged time over the baseline's; 1.05 allows 5 % more.

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from statistics import NormalDist
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,6 @@ __all__ = [
 ]
 
 Floats = NDArray[np.float64]
-Alternative = Literal["greater", "two-sided"]
 
 EXACT_LIMIT = 50  # above it Wilcoxon's distribution is normal to four digits
 

@@ -106,9 +106,7 @@ def decoder_probe(model: Model, ids: Ints, forced: Ints) -> Probe:
         return DecoderRun(model.session, info, model.manifest.vocab_size, len(rows), longest=ids.shape[1], limit=limit)
 
     def probe(clock: Clock) -> Mapping[str, Timing]:
-        start().prefill(
-            [row[:SETTLE_TOKENS] for row in rows]
-        )  # untimed: the other side's threads and cache lines leave
+        start().prefill([row[:SETTLE_TOKENS] for row in rows])  # untimed: the other side's cache lines leave
         cpu, wall = clock.cpu(), clock.wall()
         run = start()
         run.prefill(rows)

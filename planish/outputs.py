@@ -1,4 +1,4 @@
-"""Where results are written: never over something that is there, and whole or not at all. All who write ask here.
+"""Where results are written: never over something that is there, and whole or not at all.
 
 A result is built in a temporary sibling directory, pushed to the disk and renamed into place.
 """
@@ -39,7 +39,7 @@ def check_output(output: str | Path) -> Path:
 
 @contextlib.contextmanager
 def staging(output: Path) -> Iterator[Path]:
-    """A temporary sibling of ``output`` that becomes it if the block succeeds, and is removed if anything stops it.
+    """A temporary sibling that becomes ``output`` if the block succeeds, and is removed if anything stops it before.
 
     Raises:
         HostError: the disk refuses.

@@ -1,4 +1,4 @@
-"""The shipped profiles: they load, say what DESIGN asks of them, and agree with published facts and each other."""
+"""The shipped profiles: they load, say where each figure is from, and agree with published facts and each other."""
 
 from __future__ import annotations
 
