@@ -1,7 +1,8 @@
 """Raw inputs, checked against the manifest before an engine sees them.
 
-ONNX Runtime wraps a token id of -1, takes sequences of length 0 and answers NaN to a mask without a one; a mask longer
-than its cache reads memory that is not there. Here each is a RequestError.
+ONNX Runtime wraps a token id of -1, takes sequences of length 0, answers NaN to a mask without a one and reads an array
+of the other byte order as if it were this machine's; a mask longer than its cache reads memory that is not there. Here
+each is a RequestError.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ Arrays = Mapping[str, NDArray[np.generic]]
 MAY_BE_EMPTY = frozenset({"past"})
 """Dynamic axes of which 0 is a size: the past of a prompt."""
 
+KEEP = "logits_to_keep"
+"""A decoder's optional input. Its graph asks only whether it is 1, so any other number would mean all positions."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -38,9 +42,12 @@ def check_inputs(
 ) -> None:
     """Raises RequestError for the first thing that does not fit.
 
-    Names (``optional`` ones may be left out), dtypes, ranks, sizes, axes of the same name, token ids, token types,
-    masks and lengths.
+    Names (``optional`` ones may be left out), dtypes and byte order, ranks, sizes, axes of the same name, token ids,
+    token types, masks, ``logits_to_keep`` and lengths.
     """
+    if not isinstance(inputs, Mapping):
+        got, fix = type(inputs).__name__, 'pass {"input_ids": ...}, say'
+        raise RequestError("inputs as a mapping of names to numpy arrays", got, fix)
     known = {info.name: info for info in (*expected, *optional)}
     for name in inputs:
         if name not in known:
@@ -64,6 +71,11 @@ def _check_tensor(array: NDArray[np.generic], info: TensorInfo, axes: dict[str, 
         )
     if array.dtype.name != info.dtype:
         raise RequestError(f"{info.dtype} for {name}", array.dtype.name, f"{name}.astype(np.{info.dtype})")
+    if not array.dtype.isnative:  # its name is the same
+        got = f"the other byte order, {array.dtype.str}"
+        raise RequestError(
+            f"{info.dtype} for {name} in this machine's byte order", got, f"{name}.astype(np.{info.dtype})"
+        )
     if array.ndim != len(info.shape):
         raise RequestError(
             f"{name} of shape {list(info.shape)}", f"{list(array.shape)}", f"give it {len(info.shape)} axes"
@@ -94,6 +106,10 @@ def _check_values(inputs: Arrays, limits: Limits) -> None:
     mask = inputs.get("attention_mask")
     if mask is not None:
         _check_mask(mask, limits.generation)
+    keep = inputs.get(KEEP)
+    if keep is not None and not bool(((keep == 0) | (keep == 1)).all()):
+        fix = "1 gives the logits of each row's last token, 0 those of all"
+        raise RequestError(f"0 or 1 for {KEEP}", " ".join(map(str, keep.flat)), fix)
 
 
 def _check_mask(mask: NDArray[np.generic], right_padded: bool) -> None:

@@ -42,6 +42,8 @@ def ids(*rows: list[int]) -> np.ndarray:
         ({"input_ids": [[1]]}, "a numpy array for input_ids"),
         ({"input_ids": np.ones((2, 3))}, "int64 for input_ids, got float64"),
         ({"input_ids": np.ones((2, 3), np.int32)}, "got int32"),
+        ({"input_ids": np.ones((2, 3), np.dtype(np.int64).newbyteorder())}, "byte order"),
+        ({"attention_mask": np.zeros((2, 3), np.dtype(np.int64).newbyteorder())}, "byte order"),
         ({"input_ids": np.ones(3, np.int64)}, "2 axes"),
         ({"input_ids": np.ones((2, 4), np.int64)}, "one size of sequence"),
         ({"attention_mask": np.ones((1, 3), np.int64)}, "one size of batch"),
@@ -74,6 +76,10 @@ def test_missing_and_optional_inputs() -> None:
         check_inputs(inputs, TEXT, (), LIMITS)
     keep = (TensorInfo("logits_to_keep", "int64", ()),)
     check_inputs(good(logits_to_keep=np.array(1, np.int64)), TEXT, keep, LIMITS)
+    check_inputs(good(logits_to_keep=np.array(0, np.int64)), TEXT, keep, LIMITS)
+    for number in (-1, 5):
+        with pytest.raises(RequestError, match=f"0 or 1 for logits_to_keep, got {number}"):
+            check_inputs(good(logits_to_keep=np.array(number, np.int64)), TEXT, keep, LIMITS)
     with pytest.raises(RequestError, match="known input names"):
         check_inputs(good(logits_to_keep=np.array(1, np.int64)), TEXT, (), LIMITS)
 
@@ -115,6 +121,24 @@ def test_the_engine_itself_accepts_what_we_refuse(model: Model) -> None:
         model.session.run(None, inputs)
         with pytest.raises(RequestError):
             model.run(inputs)
+
+
+def test_swapped_bytes_are_refused_where_the_engine_misreads_them(model: Model) -> None:
+    """To numpy the ids are the same, to ONNX Runtime they are 1 << 56 and more."""
+    inputs = {"input_ids": ids([1, 2, 3]), "attention_mask": ids([1, 1, 1])}
+    swapped = inputs["input_ids"].astype(np.dtype(np.int64).newbyteorder())
+    with pytest.raises(RequestError, match=r"byte order.*astype\(np.int64\)"):
+        model.run({**inputs, "input_ids": swapped})
+    with pytest.raises(Exception, match="out of data bounds"):
+        model.session.run(None, {**inputs, "input_ids": swapped})
+    again = model.run({**inputs, "input_ids": swapped.astype(np.int64)})
+    np.testing.assert_array_equal(again["last_hidden_state"], model.run(inputs)["last_hidden_state"])
+
+
+@pytest.mark.parametrize("inputs", [None, [np.ones((1, 1), np.int64)], np.ones((1, 1), np.int64), "input_ids", 3])
+def test_inputs_are_a_mapping(model: Model, inputs: Any) -> None:
+    with pytest.raises(RequestError, match="a mapping of names"):
+        model.run(inputs)
 
 
 @settings(max_examples=150, deadline=None)
