@@ -15,12 +15,14 @@ from planish.errors import BundleError, HostError, RequestError, nearest
 from planish.runtime.manifest import Dialect, TensorInfo
 from planish.runtime.validate import Limits, check_inputs
 
-__all__ = ["Engine", "Placement", "engine_library", "open_session", "place", "session_options_for"]
+__all__ = ["MAX_THREADS", "Engine", "Placement", "engine_library", "open_session", "place", "session_options_for"]
 
 OLDEST = (1, 23)
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 DEVICES = ("auto", "cpu", "cuda")
+MAX_THREADS = 1024
+"""Of one session; a host with more cores is none of ours, and ONNX Runtime starts millions if told so."""
 ERRORS_ONLY = 3
 """ONNX Runtime's log level; its warnings (device discovery, unused initializers) are no use to a caller."""
 
@@ -88,7 +90,7 @@ def place(
     else:
         if device != "auto":
             raise RequestError("device or providers", f"both ({device!r} too)", "leave one out")
-        chosen = [(item, {}) if isinstance(item, str) else (str(item[0]), dict(item[1])) for item in providers]
+        chosen = _named_providers(providers)
     if not chosen:
         raise RequestError("at least one provider", "none", f"available here: {', '.join(available)}")
     for name, _ in chosen:
@@ -97,6 +99,19 @@ def place(
                 f"the provider {name}", f"only {', '.join(available)}", "install the onnxruntime that has it"
             )
     return Placement(tuple(name for name, _ in chosen), _merge_options(chosen, provider_options))
+
+
+def _named_providers(providers: Any) -> list[tuple[str, Mapping[str, Any]]]:
+    fix = f'pass providers=["{CPU}"], or [("{CPU}", {{}})] with options'
+    if isinstance(providers, (str, bytes)) or not isinstance(providers, Sequence):
+        raise RequestError("a list of providers", repr(providers)[:80], fix)
+    chosen: list[tuple[str, Mapping[str, Any]]] = []
+    for item in providers:
+        name, options = item if isinstance(item, (tuple, list)) and len(item) == 2 else (item, {})
+        if not isinstance(name, str) or not isinstance(options, Mapping):
+            raise RequestError("a provider's name, or a pair of name and options", repr(item)[:80], fix)
+        chosen.append((name, dict(options)))
+    return chosen
 
 
 def _providers_of(device: str, available: Sequence[str], profile: str | None) -> list[tuple[str, Mapping[str, Any]]]:
@@ -114,7 +129,11 @@ def _merge_options(
     extra: Sequence[Mapping[str, Any]] | Mapping[str, Any] | None,
 ) -> tuple[Mapping[str, Any], ...]:
     own = [options for _, options in chosen]
-    more: list[Mapping[str, Any]] = [extra] if isinstance(extra, Mapping) else list(extra or ())
+    given = [extra] if isinstance(extra, Mapping) else () if extra is None else extra
+    if not isinstance(given, Sequence) or not all(isinstance(each, Mapping) for each in given):
+        fix = 'pass provider_options=[{"name": "value"}]'
+        raise RequestError("options as a mapping, or a list of them", repr(extra)[:80], fix)
+    more: list[Mapping[str, Any]] = list(given)
     if len(more) > len(own):
         raise RequestError(f"options for {len(own)} providers", f"{len(more)}", "one dict a provider, in their order")
     more += [{}] * (len(own) - len(more))
@@ -125,7 +144,8 @@ def session_options_for(library: ModuleType, dialect: Dialect, given: Any, threa
     """SessionOptions with the manifest's entries, then the caller's.
 
     ``given`` is a SessionOptions (the manifest's entries are added to it), a mapping of its attributes and config
-    entries (names with a dot), or None. Raises RequestError for names ONNX Runtime does not know.
+    entries (names with a dot), or None. Raises RequestError for names ONNX Runtime does not know, and for more than
+    1024 threads, wherever they are asked for.
     """
     options = given if isinstance(given, library.SessionOptions) else library.SessionOptions()
     if options is not given:
@@ -134,14 +154,20 @@ def session_options_for(library: ModuleType, dialect: Dialect, given: Any, threa
     if given is not None and options is not given and not isinstance(given, Mapping):
         raise RequestError("SessionOptions or a mapping", type(given).__name__, "pass onnxruntime.SessionOptions()")
     for key, value in {**dialect.session, **extra}.items():
+        if not isinstance(key, str):
+            raise RequestError("session options by their names", repr(key), 'pass {"enable_profiling": True}, say')
         if "." in key:
             options.add_session_config_entry(key, str(value))
         else:
             _set_attribute(options, key, value)
     if threads is not None:
-        if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
-            raise RequestError("threads of at least 1", repr(threads), "leave it out for all cores")
+        if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS:
+            raise RequestError(f"threads from 1 to {MAX_THREADS}", repr(threads), "leave it out for all cores")
         options.intra_op_num_threads = threads
+    for name in ("intra_op_num_threads", "inter_op_num_threads"):
+        if getattr(options, name) > MAX_THREADS:
+            got = repr(getattr(options, name))
+            raise RequestError(f"{name} of at most {MAX_THREADS}", got, "leave it out for all cores")
     return options
 
 

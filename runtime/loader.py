@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from planish.errors import BundleError, RequestError
-from planish.runtime.engine import Engine, engine_library, open_session, place, session_options_for
+from planish.runtime.engine import MAX_THREADS, Engine, engine_library, open_session, place, session_options_for
 from planish.runtime.integrity import Verified, check_unchanged, read_verified, verify_files
 from planish.runtime.manifest import Manifest
 from planish.runtime.model import Model
@@ -35,15 +35,16 @@ def load(
     ``device``: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``. ``auto`` is the GPU for bundles made for one, where this host
     has it, else the CPU. ``threads``: of one forward pass (ONNX Runtime's default is all cores). ``workers``: how many
     batches of one call run at a time, over one copy of the weights and with one thread each unless ``threads`` says
-    more; for many texts that is faster than many threads on one batch, for a single text slower. ``providers`` and
-    ``provider_options`` go to ONNX Runtime unchanged and overrule ``device``; ``session_options`` is a SessionOptions,
-    or a mapping of its attributes and config entries.
+    more; for many texts that is faster than many threads on one batch, for a single text slower. Both go from 1 to
+    1024. ``providers`` (a list of names, or of pairs of name and options) and ``provider_options`` go to ONNX Runtime
+    unchanged and overrule ``device``; ``session_options`` is a SessionOptions, or a mapping of its attributes and
+    config entries.
 
     Raises BundleError when anything in the bundle is not what its manifest says, HostError when this host cannot run
     it, RequestError for arguments that mean nothing.
     """
-    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
-        raise RequestError("workers of at least 1", repr(workers), "leave it out for one batch at a time")
+    if isinstance(workers, bool) or not isinstance(workers, int) or not 1 <= workers <= MAX_THREADS:
+        raise RequestError(f"workers from 1 to {MAX_THREADS}", repr(workers), "leave it out for one batch at a time")
     if workers > 1 and threads is None:
         threads = 1
     library = engine_library()
