@@ -10,9 +10,9 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from planish.errors import BundleError, HostError
+from planish.errors import BundleError, HostError, RequestError
 
-__all__ = ["FileState", "hash_file", "list_files", "read_limited", "replace_file", "state_of"]
+__all__ = ["FileState", "bundle_path", "hash_file", "list_files", "read_limited", "replace_file", "state_of"]
 
 CHUNK = 1 << 20
 
@@ -31,6 +31,14 @@ class FileState:
 def state_of(status: os.stat_result) -> FileState:
     """The state of a file from its stat."""
     return FileState(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def bundle_path(bundle: object) -> Path:
+    """The path of a bundle as a caller gave it; raises RequestError for what is no path."""
+    path = os.fspath(bundle) if isinstance(bundle, (str, os.PathLike)) else None
+    if not isinstance(path, str):
+        raise RequestError("the path of a bundle directory", repr(bundle)[:80], "pass str or pathlib.Path")
+    return Path(path)
 
 
 def list_files(root: Path) -> dict[str, FileState]:

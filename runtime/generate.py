@@ -110,9 +110,10 @@ class Generator:
     ) -> Generation | list[Generation] | Stream:
         """Continue ``prompts``: a text or its token ids gives a :class:`Generation`, a list of them a list, in order.
 
-        ``temperature=0`` is greedy. Sampling follows the Hugging Face processors and their order. ``seed`` makes it
-        repeatable, whatever else is in the batch (one seed for all prompts, or one each). ``stop`` ends a text before
-        the first of these strings. ``stream=True`` gives a :class:`Stream` of :class:`Piece` instead. Raises
+        ``temperature=0`` is greedy. Sampling follows the Hugging Face processors and their order;
+        ``repetition_penalty`` goes from 0.01 to 100, and 1 is none. ``seed`` makes it repeatable, whatever else is in
+        the batch (one seed for all prompts, or one each). ``stop`` ends a text before the first of these strings.
+        ``stream=True`` gives a :class:`Stream` of :class:`Piece` instead. Raises
         :class:`planish.errors.RequestError` before anything runs.
         """
         ids, single = read_prompts(prompts, self._encoder, self._vocab_size)

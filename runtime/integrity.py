@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from planish.errors import BundleError
-from planish.runtime.files import FileState, hash_file, list_files, read_limited, state_of
+from planish.runtime.files import FileState, bundle_path, hash_file, list_files, read_limited, state_of
 from planish.runtime.manifest import MANIFEST, Manifest, read_manifest
 
 __all__ = ["Verified", "check_unchanged", "read_verified", "verify", "verify_files"]
@@ -40,7 +40,7 @@ def verify(bundle: str | os.PathLike[str]) -> Manifest:
 
 def verify_files(bundle: str | os.PathLike[str]) -> Verified:
     """As :func:`verify`, and remembers the state of each file, for :func:`check_unchanged`."""
-    root = Path(bundle)
+    root = bundle_path(bundle)
     manifest = read_manifest(root)
     found = list_files(root)
     found.pop(MANIFEST, None)

@@ -19,7 +19,7 @@ from typing import Any, Literal, NoReturn
 from planish import __version__
 from planish.errors import BundleError, nearest
 from planish.runtime.decode import decode, encode
-from planish.runtime.files import hash_file, list_files, read_limited, replace_file
+from planish.runtime.files import bundle_path, hash_file, list_files, read_limited, replace_file
 
 __all__ = [
     "MANIFEST",
@@ -185,9 +185,10 @@ def canonical(obj: Any) -> bytes:
 def read_manifest(bundle: str | os.PathLike[str]) -> Manifest:
     """Reads and checks ``manifest.json``: syntax, schema, digest, canonical form. The other files are not looked at.
 
-    Raises BundleError when the directory or the manifest is missing, or any check fails.
+    Raises BundleError when the directory or the manifest is missing, or any check fails, RequestError for what is no
+    path.
     """
-    return parse_manifest(_manifest_bytes(Path(bundle)))
+    return parse_manifest(_manifest_bytes(bundle_path(bundle)))
 
 
 def parse_manifest(data: bytes) -> Manifest:
@@ -218,7 +219,7 @@ def write_manifest(bundle_dir: str | os.PathLike[str], fields: Mapping[str, Any]
     Call it last. Raises BundleError for links, special files and fields that do not fit the schema, HostError when
     the disk refuses.
     """
-    root = Path(bundle_dir)
+    root = bundle_path(bundle_dir)
     for key in fields:
         if key in COMPUTED:
             raise BundleError("fields without computed keys", repr(key), "leave it out: it is computed here")
@@ -233,7 +234,7 @@ def update_manifest(bundle_dir: str | os.PathLike[str], **changes: Any) -> Manif
     Two updates at once: the last one wins. Raises BundleError when the manifest is damaged, a key is unknown or may
     not be changed.
     """
-    root = Path(bundle_dir)
+    root = bundle_path(bundle_dir)
     raw = read_manifest(root).to_json()
     for key in changes:
         if key in FIXED or key not in raw:

@@ -188,8 +188,15 @@ class Model:
         return [results[index] for index in range(len(pieces))]
 
     def generate(self, prompts: Any, **options: Any) -> Any:
-        """Continues prompts: options and results are those of :meth:`planish.runtime.generate.Generator.generate`."""
-        return self.generator.generate(prompts, **options)
+        """Continues prompts: options and results are those of :meth:`planish.runtime.generate.Generator.generate`.
+
+        Raises RequestError for an option it does not have.
+        """
+        from planish.runtime.prompts import check_options  # bundles of other tasks do not need it
+
+        generator = self.generator
+        check_options(options)
+        return generator.generate(prompts, **options)
 
     def score(self, texts: Texts, context: int = 512) -> Any:
         """Perplexity of texts under a decoder: see :meth:`planish.runtime.generate.Generator.score`."""

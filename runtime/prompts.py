@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, TypedDict
@@ -10,7 +10,7 @@ from typing import Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from planish.errors import RequestError
+from planish.errors import RequestError, nearest
 from planish.runtime.sample import IntArray, Sampling
 from planish.runtime.text import TextEncoder
 
@@ -21,6 +21,7 @@ __all__ = [
     "check_count",
     "check_ids",
     "check_lengths",
+    "check_options",
     "check_seeds",
     "check_stops",
     "read_prompts",
@@ -64,7 +65,7 @@ def read_prompts(prompts: Prompts, encoder: TextEncoder, vocab_size: int) -> tup
     """``(ids of each prompt, whether one bare prompt was given)``. Raises RequestError for anything else."""
     if isinstance(prompts, str):
         return (_encode(encoder, [prompts])[0],), True
-    if not isinstance(prompts, (Sequence, np.ndarray)) or isinstance(prompts, (bytes, bytearray)):
+    if not _is_list(prompts) or isinstance(prompts, (bytes, bytearray)):
         raise _not_prompts(type(prompts).__name__)
     if len(prompts) == 0:
         raise RequestError("at least one prompt of at least one token", "an empty list", "leave the call out")
@@ -73,6 +74,11 @@ def read_prompts(prompts: Prompts, encoder: TextEncoder, vocab_size: int) -> tup
     if all(isinstance(prompt, Integral) for prompt in prompts):
         return (check_ids(prompts, vocab_size, 0),), True
     return tuple(check_ids(prompt, vocab_size, index) for index, prompt in enumerate(prompts)), False
+
+
+def _is_list(value: Any) -> bool:
+    """A sequence with a length: an array of no axes is an ndarray too, and has none."""
+    return isinstance(value, Sequence) or (isinstance(value, np.ndarray) and value.ndim > 0)
 
 
 def _encode(encoder: TextEncoder, texts: list[str]) -> list[IntArray]:
@@ -85,7 +91,7 @@ def _not_prompts(got: str) -> RequestError:
 
 def check_ids(ids: Any, vocab_size: int, index: int) -> IntArray:
     """Token ids as an int64 array ``[tokens]``; raises RequestError if they are not ids of this vocabulary."""
-    if isinstance(ids, str) or not isinstance(ids, (Sequence, np.ndarray)):
+    if isinstance(ids, str) or not _is_list(ids):
         raise _not_prompts(f"{type(ids).__name__} among other prompts")
     if len(ids) == 0:
         raise RequestError("at least one token in every prompt", f"prompt {index} has none", "leave it out")
@@ -99,6 +105,14 @@ def check_ids(ids: Any, vocab_size: int, index: int) -> IntArray:
         if not 0 <= bad < vocab_size:
             raise RequestError(f"token ids in 0..{vocab_size - 1}", f"{bad} in prompt {index}", "use its own tokenizer")
     return np.array(ids, np.int64)
+
+
+def check_options(names: Iterable[str]) -> None:
+    """Raises RequestError for the first name that is no keyword of ``generate``, with the nearest one."""
+    known = (*Options.__annotations__, "stream")
+    for name in names:
+        if name not in known:
+            raise RequestError("options of generate()", repr(name), nearest(name, known))
 
 
 def check_count(name: str, value: Any, low: int = 1) -> int:
@@ -126,7 +140,7 @@ def check_seeds(seed: Any, count: int) -> tuple[int | None, ...]:
     if seed is None:
         return (None,) * count
     seeds = (seed,) * count if isinstance(seed, Integral) else seed
-    if isinstance(seeds, str) or not isinstance(seeds, (Sequence, np.ndarray)) or len(seeds) != count:
+    if isinstance(seeds, str) or not _is_list(seeds) or len(seeds) != count:
         raise RequestError(f"one seed, or one for each of {count} prompts", repr(seed), "pass seed=0, say")
     for one in seeds:
         if isinstance(one, bool) or not isinstance(one, Integral) or one < 0:

@@ -29,12 +29,16 @@ IntArray = NDArray[np.int64]
 _LOOKS = (-8.0, -16.0, -math.inf)
 _BLOCK = 256
 
+PENALTIES = (0.01, 100.0)
+"""Least and greatest repetition penalty; in use are 1 to 2."""
+
 
 @dataclass(frozen=True)
 class Sampling:
     """How the next token is chosen; ``temperature=0`` is greedy and ignores ``top_k``, ``top_p`` and ``min_p``.
 
-    ``top_k=0`` and ``top_p=1`` switch those filters off. Raises :class:`RequestError` on a value outside its range.
+    ``top_k=0`` and ``top_p=1`` switch those filters off. ``repetition_penalty`` goes from 0.01 to 100 (1 switches it
+    off; far outside, float32 logits overflow). Raises :class:`RequestError` on a value outside its range.
     """
 
     temperature: float = 0.0
@@ -46,7 +50,7 @@ class Sampling:
     def __post_init__(self) -> None:
         _number("temperature", self.temperature, 0.0, math.inf, "0 is greedy, 1 leaves the distribution as it is")
         _number("top_p", self.top_p, 0.0, 1.0, "1 switches the filter off", above=True)
-        _number("repetition_penalty", self.repetition_penalty, 0.0, math.inf, "1 switches the penalty off", above=True)
+        _number("repetition_penalty", self.repetition_penalty, *PENALTIES, "1 switches the penalty off")
         if self.min_p is not None:
             _number("min_p", self.min_p, 0.0, 1.0, "None switches the filter off")
         if isinstance(self.top_k, bool) or not isinstance(self.top_k, Integral) or self.top_k < 0:
@@ -58,7 +62,10 @@ class Sampling:
 
 
 def _number(name: str, value: Any, low: float, high: float, fix: str, *, above: bool = False) -> None:
-    real = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        real = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an int too large for a float
+        real = False
     if real and (low < value if above else low <= value) and value <= high:
         return
     bound = f"{'>' if above else '>='} {low:g}" + (f" and <= {high:g}" if math.isfinite(high) else "")

@@ -15,7 +15,7 @@ import onnxruntime
 import pytest
 
 from planish.errors import BundleError, HostError, RequestError
-from planish.runtime import load, read_manifest, write_manifest
+from planish.runtime import load, read_manifest, verify, write_manifest
 from planish.runtime.engine import place
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -93,6 +93,25 @@ def test_devices_and_providers_this_host_has_not(embedder: Any) -> None:
     assert load(embedder.path, providers=[(CPU, {"use_arena": "0"})]).device == CPU
 
 
+@pytest.mark.parametrize("providers", [CPU, b"CPU", 3, {CPU: {}}, [3], [None], [(CPU, 3)], [(CPU, {}, 1)], [[]]])
+def test_providers_that_are_no_list_of_names(embedder: Any, providers: Any) -> None:
+    with pytest.raises(RequestError, match=r'provider.*; pass providers=\["CPUExecutionProvider"\]'):
+        load(embedder.path, providers=providers)
+
+
+@pytest.mark.parametrize("options", [3, [3], "use_arena", [None]])
+def test_provider_options_that_are_no_mappings(embedder: Any, options: Any) -> None:
+    with pytest.raises(RequestError, match="a mapping, or a list of them"):
+        load(embedder.path, provider_options=options)
+
+
+@pytest.mark.parametrize("path", [None, 7, b"bundle", ["bundle"]])
+@pytest.mark.parametrize("door", [load, verify, read_manifest])
+def test_what_is_no_path(door: Callable[..., Any], path: Any) -> None:
+    with pytest.raises(RequestError, match="the path of a bundle directory"):
+        door(path)
+
+
 def test_session_options_reach_the_session(embedder: Any, tmp_path: Path) -> None:
     mapping = {"session.intra_op.allow_spinning": "0", "log_severity_level": 2, "inter_op_num_threads": 1}
     options = load(embedder.path, threads=1, session_options=mapping).session.get_session_options()
@@ -110,6 +129,10 @@ def test_session_options_reach_the_session(embedder: Any, tmp_path: Path) -> Non
         ({"intra_op_num_thread": 1}, "did you mean 'intra_op_num_threads'"),
         ({"add_session_config_entry": 1}, "session options"),
         ({"intra_op_num_threads": "one"}, "a value for intra_op_num_threads"),
+        ({"intra_op_num_threads": 3_000_000}, "intra_op_num_threads of at most 1024, got 3000000"),
+        ({"inter_op_num_threads": 1025}, "inter_op_num_threads of at most 1024"),
+        ({"intra_op_num_threads": 10**14}, "a value for intra_op_num_threads"),
+        ({3: 1}, "by their names, got 3"),
         (3, "a mapping"),
         (["a"], "a mapping"),
     ],
@@ -119,7 +142,7 @@ def test_wrong_session_options(embedder: Any, options: Any, message: str) -> Non
         load(embedder.path, session_options=options)
 
 
-@pytest.mark.parametrize("threads", [0, -1, 1.5, True, "2"])
+@pytest.mark.parametrize("threads", [0, -1, 1.5, True, "2", 1025, 3_000_000, 10**14])
 def test_wrong_threads(embedder: Any, threads: Any) -> None:
     with pytest.raises(RequestError, match="threads"):
         load(embedder.path, threads=threads)
@@ -222,7 +245,7 @@ def test_an_error_in_a_worker_reaches_the_caller(tiny: Callable[..., Any], sente
     made = tiny("text-classification", 3, change=lambda tables: tables.context.fill(np.inf))
     with pytest.raises(BundleError, match="finite"):
         load(made.path, workers=2).classify(sentences, batch_size=2)
-    for workers in (0, True, 1.5):
+    for workers in (0, True, 1.5, 1025):
         with pytest.raises(RequestError, match="workers"):
             load(made.path, workers=workers)
 

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from planish.errors import BundleError, RequestError
-from planish.runtime.sample import Sampler, Sampling, candidates, draw, log_sum_exp, penalize
+from planish.runtime.sample import PENALTIES, Sampler, Sampling, candidates, draw, log_sum_exp, penalize
 
 VOCAB = 2000
 
@@ -174,13 +174,20 @@ def test_logits_that_are_no_numbers_are_refused(bad: float) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        *[("temperature", v) for v in (math.nan, math.inf, -1, "1", True, None)],
+        *[("temperature", v) for v in (math.nan, math.inf, -1, "1", True, None, 10**400)],
         *[("top_k", v) for v in (-1, 1.5, True, "3")],
         *[("top_p", v) for v in (0, -0.1, 1.01, math.nan)],
         *[("min_p", v) for v in (-0.1, 1.1, math.nan)],
-        *[("repetition_penalty", v) for v in (0, -1, math.nan, math.inf)],
+        *[("repetition_penalty", v) for v in (0, -1, math.nan, math.inf, 1e-45, 0.009, 101, 1e38, 1e39)],
     ],
 )
 def test_settings_outside_their_range_are_refused(field: str, value: object) -> None:
     with pytest.raises(RequestError, match=field):
         Sampling(**{field: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+def test_the_strongest_penalties_leave_numbers(penalty: float) -> None:
+    scores = logits(0, spread=1e30)
+    Sampler(Sampling(repetition_penalty=penalty), None, np.arange(VOCAB), VOCAB)(scores)
+    assert np.isfinite(scores).all()

@@ -14,6 +14,7 @@ from transformers.modeling_outputs import MaskedLMOutput, TokenClassifierOutput
 
 from planish.errors import BundleError, RequestError
 from planish.runtime import Model, load
+from tests.runtime import tiny_decoder
 
 BIO = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
 
@@ -362,6 +363,16 @@ def test_methods_of_other_tasks(classifier: Any) -> None:
     for method, arguments in (("embed", 1), ("tag", 1), ("answer", 2), ("fill", 1), ("generate", 1), ("score", 1)):
         with pytest.raises(RequestError, match=r"call classify\(\) or run\(\)"):
             getattr(model, method)(*["sea"] * arguments)
+
+
+def test_options_generate_does_not_have(tiny: Callable[..., Any], classifier: Any) -> None:
+    model = load(tiny("text-generation", 600, generation=tiny_decoder.manifest_info()).path)
+    with pytest.raises(RequestError, match=r"options of generate\(\), got 'max_tokens'; did you mean 'max_new_tokens'"):
+        model.generate("the whale", max_tokens=5)
+    with pytest.raises(RequestError, match="max_new_tokens as a whole number"):
+        model.generate("the whale", stream=True, max_new_tokens=0)
+    with pytest.raises(RequestError, match=r"offers generate\(\)"):
+        load(classifier.path).generate("the whale", max_tokens=5)
 
 
 @pytest.mark.parametrize("texts", [3, None, b"bytes", {"a": 1}, [3], [None]])
