@@ -6,14 +6,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from transformers.pytorch_utils import Conv1D
 
-from planish.errors import CheckpointError, InputError, nearest
+from planish.errors import CheckpointError, InputError, PlanishError, nearest
 from planish.export.quiet import quiet
 from planish.export.reader import CheckpointReader
 
@@ -28,6 +31,8 @@ AUTO_CLASSES = {
     "text-generation": "AutoModelForCausalLM",
 }
 """Task -> class of transformers that loads a checkpoint for it."""
+
+_OPTIONS = {"dtype": torch.float32, "attn_implementation": "eager"}
 
 
 def load_reference(checkpoint: Path, task: str) -> Any:
@@ -45,13 +50,7 @@ def load_reference(checkpoint: Path, task: str) -> Any:
 def load_float(checkpoint: Path, task: str) -> Any:
     """The model of ``checkpoint`` with float weights and eager attention, whatever the checkpoint stores."""
     reader = CheckpointReader(checkpoint)
-    if not reader.quantized:
-        return _load(checkpoint, task)
-    if reader.config.get("model_type") == "gpt2":
-        return _dequantized(checkpoint, reader, task)
-    with quiet():
-        dequantize = transformers.CompressedTensorsConfig(dequantize=True)
-    return _load(checkpoint, task, quantization_config=dequantize)
+    return _dequantized(checkpoint, reader, task) if reader.quantized else _load(checkpoint, task)
 
 
 def _auto_class(task: str) -> Any:
@@ -60,24 +59,29 @@ def _auto_class(task: str) -> Any:
     return getattr(transformers, AUTO_CLASSES[task])
 
 
-def _load(checkpoint: Path, task: str, **options: Any) -> Any:
-    loader = _auto_class(task)
+@contextmanager
+def _loading(task: str) -> Iterator[None]:
+    """Silence, and what transformers says against a checkpoint as a ``CheckpointError``.
+
+    A damaged config.json fails anywhere in it, with any class of exception.
+    """
     try:
         with quiet():
-            model, info = loader.from_pretrained(
-                checkpoint,
-                dtype=torch.float32,
-                attn_implementation="eager",
-                local_files_only=True,
-                output_loading_info=True,
-                **options,
-            )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+            yield
+    except (PlanishError, MemoryError):
+        raise
+    except Exception as error:
         raise CheckpointError(
             f"a checkpoint transformers loads with {AUTO_CLASSES[task]}",
             " ".join(str(error).split())[:200],
             "check config.json, or choose another --task",
         ) from error
+
+
+def _load(checkpoint: Path, task: str) -> Any:
+    loader = _auto_class(task)
+    with _loading(task):
+        model, info = loader.from_pretrained(checkpoint, local_files_only=True, **_OPTIONS, output_loading_info=True)
     _check_complete(info["missing_keys"], task)
     return model.eval()
 
@@ -94,31 +98,58 @@ def _check_complete(missing: Any, task: str) -> None:
 
 
 def _dequantized(checkpoint: Path, reader: CheckpointReader, task: str) -> Any:
-    with quiet():
+    """The float model, its integers dequantized here: transformers cannot dequantize what is packed.
+
+    Its loader still matches names (a base model's come with and without its prefix) and ties weights.
+    """
+    loader = _auto_class(task)
+    with _loading(task):
         config = transformers.AutoConfig.from_pretrained(checkpoint, local_files_only=True)
         if hasattr(config, "quantization_config"):
             del config.quantization_config
-        model = _auto_class(task).from_config(config, dtype=torch.float32, attn_implementation="eager")
-    for name, module in model.named_modules():
-        for key, parameter in module.named_parameters(name, recurse=False):
-            parameter.data = torch.from_numpy(_parameter(reader, name, key, module)).reshape(parameter.shape)
+        with torch.device("meta"):
+            skeleton = loader.from_config(config)
+    tensors = _float_tensors(reader, skeleton)
+    with _loading(task):
+        model, info = type(skeleton).from_pretrained(
+            None, config=config, state_dict=tensors, **_OPTIONS, output_loading_info=True
+        )
+    _check_complete(info["missing_keys"], task)
     return model.eval()
 
 
-def _parameter(reader: CheckpointReader, name: str, key: str, module: torch.nn.Module) -> Any:
-    if not key.endswith(".weight") or not reader.is_quantized(name):
-        return reader.float32(_stored(reader, key))
-    is_table = isinstance(module, torch.nn.Embedding)
-    layer = reader.embedding(name) if is_table else reader.linear(name, transposed=isinstance(module, Conv1D))
-    if getattr(layer, "activations", None):
+def _float_tensors(reader: CheckpointReader, skeleton: Any) -> dict[str, torch.Tensor]:
+    """Every floating-point tensor by its name in the checkpoint, with a float weight for each quantized module.
+
+    ``skeleton`` is the model without weights, which knows what kind of layer a module is.
+    """
+    layers = dict(skeleton.named_modules())
+    prefix = f"{skeleton.base_model_prefix}."
+    tensors = {}
+    for key in reader.names:
+        module, _, part = key.rpartition(".")
+        if not reader.is_quantized(module):
+            array = reader.tensor(key)
+            if array.dtype.kind not in "iub":  # old checkpoints store position ids and masks, which models make
+                tensors[key] = torch.from_numpy(array.astype(np.float32))
+        elif part == "weight_scale":
+            names = (module, prefix + module, module.removeprefix(prefix))
+            layer = next((layers[name] for name in names if name in layers), None)
+            if layer is not None:  # else it belongs to another task's head
+                tensors[f"{module}.weight"] = torch.from_numpy(_float_weight(reader, module, layer))
+        elif part == "bias":
+            tensors[key] = torch.from_numpy(reader.float32(key))
+    return tensors
+
+
+def _float_weight(reader: CheckpointReader, module: str, layer: torch.nn.Module) -> Any:
+    """The weight as ``layer`` holds it: ``[in, out]`` in a Conv1D."""
+    conv = isinstance(layer, Conv1D)
+    if isinstance(layer, torch.nn.Embedding):
+        return reader.embedding(module).dequantized()
+    stored = reader.linear(module, transposed=conv)
+    if conv and getattr(stored, "activations", None):
         raise CheckpointError(
-            f"{name} with float inputs", "quantized activations", "use a weight-only recipe for GPT-2"
+            f"{module} with float inputs", "quantized activations", "use a weight-only recipe for GPT-2"
         )
-    weight = layer.dequantized()
-    return weight.T.copy() if isinstance(module, Conv1D) else weight
-
-
-def _stored(reader: CheckpointReader, key: str) -> str:
-    """Old GPT-2 checkpoints leave out the prefix of the base model."""
-    short = key.removeprefix("transformer.")
-    return short if key not in reader and short in reader else key
+    return stored.dequantized().T.copy() if conv else stored.dequantized()

@@ -12,7 +12,7 @@ from planish.compress import compress
 from planish.export.quiet import quiet
 from tests.tiny import word_tokenizer
 
-__all__ = ["FAMILIES", "small_encoder", "small_int8"]
+__all__ = ["FAMILIES", "small_encoder", "small_int8", "small_quantized"]
 
 VOCABULARY = 100
 SHAPE = {
@@ -62,8 +62,14 @@ def small_encoder(family: str, task: str, output: Path) -> Path:
 
 def small_int8(family: str, task: str, folder: Path) -> Path:
     """Its quantized checkpoint by the shipped recipe."""
+    return small_quantized(family, task, "int8", folder)
+
+
+def small_quantized(family: str, task: str, recipe: str, folder: Path) -> Path:
+    """Its quantized checkpoint by a recipe; the parent lies beside it."""
     model = small_encoder(family, task, folder / f"{family}-{task}")
     word_tokenizer(VOCABULARY).save_pretrained(model)
+    made = folder / f"{family}-{task}-{recipe}"
     with quiet():
-        compress(str(model), "int8", folder / f"{family}-{task}-int8")
-    return folder / f"{family}-{task}-int8"
+        compress(str(model), recipe, made)
+    return made
