@@ -2,7 +2,7 @@
 
 Fields by task (others are kept as ``columns``, to slice by)::
 
-    text-classification    {"text": str, "label": name or index}            a list of labels for a multi-label model
+    text-classification    {"text": str, "label": name or index}            for a multi-label model a list of them
     token-classification   {"text": str, "spans": [[start, end, label], ..]}    character offsets, end exclusive
                            {"tokens": [str], "tags": ["B-PER", "I-PER", "O"]}   joined by one space
     question-answering     {"question": str, "context": str, "answers": [str] or {"text": [str], ..}}   an empty list:
@@ -91,11 +91,15 @@ class Line:
         return value
 
 
-def load_data(path: str | Path, task: str, labels: Sequence[str] | None = None) -> Dataset:
+def load_data(
+    path: str | Path, task: str, labels: Sequence[str] | None = None, problem_type: str | None = None
+) -> Dataset:
     """Read and check an evaluation file.
 
     Args:
         labels: the model's label names; a label that is none of them is an error that names the nearest.
+        problem_type: the manifest's; only ``multi_label_classification``, or a model with a single label, which may be
+            absent, takes lists of labels.
 
     Raises:
         DataError: naming file, line and what is wrong.
@@ -106,7 +110,7 @@ def load_data(path: str | Path, task: str, labels: Sequence[str] | None = None) 
     samples: list[Sample] = []
     first_labelled: bool | None = None
     for line in parsed_lines(path):
-        sample, labelled = sample_of(line, task, labels)
+        sample, labelled = sample_of(line, task, labels, problem_type)
         if first_labelled is None:
             first_labelled = labelled
         elif labelled != first_labelled:
@@ -201,7 +205,7 @@ def no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name}, which is not JSON")
 
 
-def sample_of(line: Line, task: str, labels: Sequence[str] | None) -> tuple[Sample, bool]:
+def sample_of(line: Line, task: str, labels: Sequence[str] | None, problem_type: str | None) -> tuple[Sample, bool]:
     """The sample of a line, and whether it carries a label."""
     fields: dict[str, Any] = {}
     if task == "question-answering":
@@ -212,7 +216,7 @@ def sample_of(line: Line, task: str, labels: Sequence[str] | None) -> tuple[Samp
         fields = {"text": line.string("text")}
     labelled = any(name in line.fields for name in LABEL_FIELDS.get(task, ()))
     if task == "text-classification" and labelled:
-        fields["label"] = label_of(line, labels)
+        fields["label"] = label_of(line, labels, problem_type)
     elif task == "token-classification" and "spans" in line.fields:
         fields["spans"] = spans_of(line, fields["text"], labels)
     elif task == "question-answering" and labelled:
@@ -222,8 +226,8 @@ def sample_of(line: Line, task: str, labels: Sequence[str] | None) -> tuple[Samp
     return Sample(line.number, columns=columns, **fields), labelled
 
 
-def label_of(line: Line, labels: Sequence[str] | None) -> tuple[int, ...]:
-    """Label indices; one, or several of a list."""
+def label_of(line: Line, labels: Sequence[str] | None, problem_type: str | None) -> tuple[int, ...]:
+    """Label indices; one, or several of a list where the model may say several."""
     if labels is None:
         line.refuse(
             "data for a model with labels",
@@ -231,8 +235,14 @@ def label_of(line: Line, labels: Sequence[str] | None) -> tuple[int, ...]:
             "remove the labels, or give a classification bundle",
         )
     value = line.fields["label"]
-    several = value if isinstance(value, list) else [value]
-    return tuple(sorted({label_index(line, item, labels) for item in several}))
+    if not isinstance(value, list):
+        return (label_index(line, value, labels),)
+    if problem_type != "multi_label_classification" and len(labels) > 1:
+        # The model says one label: a list of two, or of none, would count as wrong whatever it says.
+        line.refuse(
+            "one label, by name or index, for a model of one label a text", shown(value), 'write "label": 0, say'
+        )
+    return tuple(sorted({label_index(line, item, labels) for item in value}))
 
 
 def label_index(line: Line, value: Any, labels: Sequence[str]) -> int:

@@ -33,12 +33,25 @@ def test_classification_by_name_by_index_and_by_list(tmp_path: Path) -> None:
         {"text": "c", "label": ["positive", "negative", 1]},
         {"text": "c", "label": []},
     )
-    data = load_data(path, "text-classification", LABELS)
+    data = load_data(path, "text-classification", LABELS, "multi_label_classification")
     assert [sample.label for sample in data.samples] == [(1,), (0,), (0, 1), ()]
     assert [sample.line for sample in data.samples] == [1, 3, 4, 5]
     assert data.labelled
     assert data.duplicates == 1
     assert data.samples[0].columns == {"language": "en"}
+
+
+@pytest.mark.parametrize("problem_type", [None, "single_label_classification"])
+@pytest.mark.parametrize("label", [[0, 1], [], ["positive"]])
+def test_a_model_of_one_label_a_text_takes_no_lists(tmp_path: Path, label: Any, problem_type: str | None) -> None:
+    path = write(tmp_path / "d.jsonl", {"text": "a", "label": 0}, {"text": "b", "label": label})
+    with pytest.raises(DataError, match="line 2: one label, by name or index"):
+        load_data(path, "text-classification", LABELS, problem_type)
+
+
+def test_a_single_label_may_be_absent(tmp_path: Path) -> None:
+    path = write(tmp_path / "d.jsonl", {"text": "a", "label": "spam"}, {"text": "b", "label": []})
+    assert [sample.label for sample in load_data(path, "text-classification", ["spam"]).samples] == [(0,), ()]
 
 
 def test_spans_and_tags_say_the_same(tmp_path: Path) -> None:
