@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from planish.errors import InputError
 from planish.gate import agreement as measures
+from planish.gate.benchmark import check_seconds
 from planish.gate.checks import (
     Check,
     Verdict,
@@ -88,7 +89,8 @@ def gate(
         progress: called with stage, done, total.
 
     Raises:
-        InputError: the baseline has another task, other labels or another vocabulary; two sources of text.
+        InputError: the baseline has another task, other labels or another vocabulary; two sources of text; ``seconds``
+            that are not above 0.
         DataError: a bad line in the data.
         BundleError: a bundle is damaged.
     """
@@ -96,6 +98,7 @@ def gate(
     limits = limits or Limits()
     if data is not None and texts is not None:
         raise InputError("data or texts", "both", "leave one out")
+    check_seconds(seconds)
     with load(candidate, device, threads=threads) as new, load(baseline, device, threads=threads) as old:
         same_kind(new.manifest, old.manifest)
         task = new.manifest.task
@@ -266,9 +269,9 @@ def dataset_for(model: Model, data: str | Path | Dataset | None, texts: str | Pa
     if isinstance(data, Dataset):
         return data
     if data is not None:
-        return load_data(data, manifest.task, manifest.labels)
+        return load_data(data, manifest.task, manifest.labels, manifest.problem_type)
     if isinstance(texts, (str, Path)):
-        return load_data(texts, manifest.task, manifest.labels)
+        return load_data(texts, manifest.task, manifest.labels, manifest.problem_type)
     if texts is not None:
         return unlabelled("texts", list(texts), manifest.task)
     return unlabelled("built-in text", default_texts(manifest.task), manifest.task)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,12 @@ def test_bad_requests_are_refused(make_bundle: MakeBundle) -> None:
     for shape in ((0, 8), (1, 0), (1, 33)):
         with pytest.raises(InputError, match="at most 32 tokens"):
             bench(encoder, shapes=[shape])
+
+
+@pytest.mark.parametrize("seconds", [math.nan, math.inf, -1, 0, None, "3", True])
+def test_seconds_are_a_number_above_0(make_bundle: MakeBundle, seconds: Any) -> None:
+    with pytest.raises(InputError, match="seconds as a finite number above 0"):
+        bench(make_bundle("one"), memory=False, seconds=seconds)
 
 
 def test_names_stay_apart() -> None:

@@ -134,6 +134,23 @@ def test_a_damaged_bundle_is_refused(make_bundle: MakeBundle) -> None:
         gate(new, old, latency=False)
 
 
+def test_lists_of_labels_are_for_models_that_say_several(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    data = tmp_path / "d.jsonl"
+    lines = [{"text": "a good film", "label": [0, 1]}, {"text": "the sea", "label": []}]
+    data.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    with pytest.raises(DataError, match=r"line 1: one label, by name or index.*got \[0, 1\]"):
+        gate(make_bundle("new"), make_bundle("old"), data=data, latency=False)
+    several = {"problem_type": "multi_label_classification"}
+    report = gate(make_bundle("new2", **several), make_bundle("old2", **several), data=data, latency=False)
+    assert report.data["labelled"]
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), -1.0, 0])
+def test_seconds_are_above_0(make_bundle: MakeBundle, seconds: float) -> None:
+    with pytest.raises(InputError, match="seconds as a finite number above 0"):
+        gate(make_bundle("new"), make_bundle("old"), seconds=seconds)
+
+
 def test_two_sources_of_text_are_refused(make_bundle: MakeBundle, reviews: Path) -> None:
     with pytest.raises(InputError, match="data or texts"):
         gate(make_bundle("new"), make_bundle("old"), data=reviews, texts=TEXTS, latency=False)
