@@ -12,7 +12,16 @@ from pathlib import Path
 
 from planish.errors import BundleError, HostError, RequestError
 
-__all__ = ["FileState", "bundle_path", "hash_file", "list_files", "read_limited", "replace_file", "state_of"]
+__all__ = [
+    "FileState",
+    "bundle_path",
+    "hash_file",
+    "list_files",
+    "read_limited",
+    "refuse_empty_folders",
+    "replace_file",
+    "state_of",
+]
 
 CHUNK = 1 << 20
 
@@ -65,6 +74,14 @@ def list_files(root: Path) -> dict[str, FileState]:
         except OSError as error:
             raise HostError(f"a readable directory {root / prefix}", str(error), "check its permissions") from error
     return dict(sorted(found.items()))
+
+
+def refuse_empty_folders(root: Path) -> None:
+    """Raises BundleError for a folder below ``root`` without anything in it: a list of files cannot name it."""
+    for path, folders, files in os.walk(root):
+        if not folders and not files and Path(path) != root:
+            got = f"an empty one: {Path(path).relative_to(root).as_posix()}"
+            raise BundleError("only folders with files in the bundle", got, "remove it")
 
 
 def _plain(name: str, status: os.stat_result) -> FileState:

@@ -14,7 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from planish.errors import BundleError
-from planish.runtime.files import FileState, bundle_path, hash_file, list_files, read_limited, state_of
+from planish.runtime.files import (
+    FileState,
+    bundle_path,
+    hash_file,
+    list_files,
+    read_limited,
+    refuse_empty_folders,
+    state_of,
+)
 from planish.runtime.manifest import MANIFEST, Manifest, read_manifest
 
 __all__ = ["Verified", "check_unchanged", "read_verified", "verify", "verify_files"]
@@ -32,8 +40,8 @@ class Verified:
 def verify(bundle: str | os.PathLike[str]) -> Manifest:
     """Checks the manifest and every file of a bundle; returns the manifest.
 
-    Raises BundleError for a changed, missing, extra, linked or special file and for a damaged manifest. Reads every
-    byte once; sizes are compared first.
+    Raises BundleError for a changed, missing, extra, linked or special file, an empty folder and a damaged manifest.
+    Reads every byte once; sizes are compared first.
     """
     return verify_files(bundle).manifest
 
@@ -45,6 +53,7 @@ def verify_files(bundle: str | os.PathLike[str]) -> Verified:
     found = list_files(root)
     found.pop(MANIFEST, None)
     _compare_names(manifest, found)
+    refuse_empty_folders(root)
     for name, entry in manifest.files.items():
         if found[name].size != entry.size:
             raise BundleError(f"{name} of {entry.size} bytes", f"{found[name].size} bytes", _COPY)

@@ -19,7 +19,7 @@ from typing import Any, Literal, NoReturn
 from planish import __version__
 from planish.errors import BundleError, nearest
 from planish.runtime.decode import decode, encode
-from planish.runtime.files import bundle_path, hash_file, list_files, read_limited, replace_file
+from planish.runtime.files import bundle_path, hash_file, list_files, read_limited, refuse_empty_folders, replace_file
 
 __all__ = [
     "MANIFEST",
@@ -216,13 +216,14 @@ def write_manifest(bundle_dir: str | os.PathLike[str], fields: Mapping[str, Any]
     """Hashes every file below ``bundle_dir`` and writes ``manifest.json`` atomically (temp, fsync, rename).
 
     ``fields`` are the manifest's keys without ``files`` and ``digest``; ``schema`` and ``planish`` are filled in.
-    Call it last. Raises BundleError for links, special files and fields that do not fit the schema, HostError when
-    the disk refuses.
+    Call it last. Raises BundleError for links, special files, empty folders and fields that do not fit the schema,
+    HostError when the disk refuses.
     """
     root = bundle_path(bundle_dir)
     for key in fields:
         if key in COMPUTED:
             raise BundleError("fields without computed keys", repr(key), "leave it out: it is computed here")
+    refuse_empty_folders(root)
     files = {name: entry for name, entry in list_files(root).items() if name != MANIFEST}
     hashed = {name: {"sha256": hash_file(root / name, entry)[0], "size": entry.size} for name, entry in files.items()}
     return _write(root, {**OPTIONAL, **encode(fields), "files": hashed})

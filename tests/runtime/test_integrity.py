@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from planish.errors import BundleError
-from planish.runtime import load, read_manifest, verify
+from planish.runtime import load, read_manifest, verify, write_manifest
 from planish.runtime.integrity import check_unchanged, read_verified, verify_files
 
 
@@ -73,6 +73,16 @@ def test_extra_files(bundle: Path, name: str) -> None:
     (bundle / name).parent.mkdir(parents=True, exist_ok=True)
     (bundle / name).write_bytes(b"")
     refused(bundle, name)
+
+
+@pytest.mark.parametrize("name", ["extra", "onnx/ort/more", "deep/er"])
+def test_empty_folders(bundle: Path, name: str) -> None:
+    (bundle / name).mkdir(parents=True)
+    refused(bundle, f"only folders with files in the bundle, got an empty one: {name};")
+    with pytest.raises(BundleError, match="an empty one"):
+        write_manifest(bundle, {})
+    (bundle / name / "file").write_bytes(b"")
+    refused(bundle, f"{name}/file")
 
 
 def test_links(bundle: Path, tmp_path: Path) -> None:
