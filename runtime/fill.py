@@ -30,11 +30,15 @@ class Filled:
 
 
 def mask_positions(piece: Piece, mask_id: int, mask_token: str) -> list[int]:
-    """Where the masks of a text are among its tokens. Raises RequestError when it has none."""
+    """Where the masks of a text are among its tokens. Raises RequestError when it has none, or one was cut off."""
     positions = [index for index, token in enumerate(piece.ids) if token == mask_id]
     if not positions:
         got = "none in the part that fits the model" if piece.cut else "none"
         raise RequestError(f"at least one {mask_token} in the text", got, f"put {mask_token} where a word is missing")
+    count = piece.encoding.ids.count(mask_id) if piece.cut else len(positions)
+    if len(positions) < count:
+        expected = f"every {mask_token} in the part of the text that fits the model ({len(piece)} tokens)"
+        raise RequestError(expected, f"{len(positions)} of {count} there", "shorten the text")
     return positions
 
 

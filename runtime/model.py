@@ -42,6 +42,10 @@ class Model:
     Every task method takes one text or a sequence of them and returns a list with a result for each, in order. Texts
     are sorted by length and run in batches of ``batch_size``. All raise RequestError for a task the bundle does not
     offer and for input the model cannot take.
+
+    Texts longer than ``manifest.max_length`` tokens: ``tag`` and ``answer`` read them whole, in windows, and
+    ``generate`` refuses them. ``embed``, ``classify`` and ``fill`` read as much as fits; with ``truncate=False`` they
+    raise a RequestError that names the text and its tokens instead, and ``count_tokens`` tells beforehand.
     """
 
     def __init__(
@@ -66,8 +70,8 @@ class Model:
     ) -> NDArray[np.float32]:
         """Sentence vectors, float32 [texts, hidden], pooled as the checkpoint asks unless told otherwise.
 
-        Texts longer than ``manifest.max_length`` tokens lose their end (:meth:`count_tokens` tells); with
-        ``truncate=False`` they are refused.
+        Texts longer than ``manifest.max_length`` tokens lose their end (:meth:`count_tokens` tells which they are);
+        with ``truncate=False`` they are refused.
         """
         forward, text = self._ready("embed")
         chosen = pooling_for(self.manifest, pooling, normalize)
@@ -89,7 +93,11 @@ class Model:
         batch_size: int = 32,
         truncate: bool = True,
     ) -> list[Classification]:
-        """Labels and scores of each text, or pair of texts, best first; all labels unless ``top_k`` says how many."""
+        """Labels and scores of each text, or pair of texts, best first; all labels unless ``top_k`` says how many.
+
+        Texts too long for the model lose their end, the longer of a pair first, and their results say ``truncated``;
+        with ``truncate=False`` they are refused.
+        """
         forward, text = self._ready("classify")
         pieces = self._pieces(text, _texts(texts), truncate)
         results: dict[int, Classification] = {}
@@ -171,7 +179,8 @@ class Model:
     def fill(self, texts: Texts, *, top_k: int = 5, batch_size: int = 8, truncate: bool = True) -> list[list[Filled]]:
         """The ``top_k`` likeliest tokens for each mask of each text, masks in order, best first.
 
-        The model answers with a whole vocabulary for every token, so batches are small.
+        The model answers with a whole vocabulary for every token, so batches are small. Texts too long for the model
+        lose their end, unless a mask is in it: such a text is refused, and with ``truncate=False`` every one too long.
         """
         forward, text = self._ready("fill")
         mask_id, mask_token = text.token_id("mask_token"), text.special.get("mask_token", "")

@@ -351,8 +351,19 @@ def test_fill_refusals(masked: Any, tiny: Callable[..., Any]) -> None:
         model.fill("the whale")
     with pytest.raises(RequestError, match="the part that fits"):
         model.fill("sea " * 60 + "[MASK]")
+    with pytest.raises(RequestError, match=r"every \[MASK\].*\(48 tokens\), got 1 of 2 there"):
+        model.fill("[MASK] " + "sea " * 60 + "[MASK]")
     with pytest.raises(RequestError, match="top_k"):
         model.fill("the [MASK]", top_k=0)
+
+
+def test_fill_cuts_a_long_text_unless_told_not_to(masked: Any) -> None:
+    model = load(masked.path)
+    long = "the [MASK] " + "sea " * 60
+    whole = model.fill("the [MASK] " + "sea " * 44)[0]  # as many tokens as fit
+    assert [item.token_id for item in model.fill(long)[0]] == [item.token_id for item in whole]
+    with pytest.raises(RequestError, match="at most 48 tokens, got 64 in text 1"):
+        model.fill(["the [MASK]", long], truncate=False)
 
 
 # --- all of them
