@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from planish import say
-from planish.options import json_option
+from planish.options import json_option, seconds_option
 
 __all__ = ["compress", "demo", "export", "ship"]
 
@@ -120,7 +120,7 @@ def export(
 )
 @click.option("--keep-checkpoint", type=click.Path(path_type=Path), help="Also keep the quantized checkpoint, here.")
 @click.option("--no-latency", is_flag=True, help="Judge accuracy alone.")
-@click.option("--seconds", default=30.0, show_default=True, help="Time the latency comparison may take.")
+@seconds_option(30.0, "Time the latency comparison may take.")
 @trust_option
 @json_option
 def ship(as_json: bool, **options: Any) -> int:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from planish.errors import HostError
+from planish.outputs import check_output
 from planish.ship import Shipped, ship
 
 __all__ = ["HEAD", "Demonstration", "run_demo"]
@@ -44,6 +45,8 @@ def run_demo(output: Path | None, *, only: str | None = None, progress: Progress
     shown = Demonstration()
     with tempfile.TemporaryDirectory(prefix="planish-demo-") as scratch:
         place = output or Path(scratch) / "bundles"
+        if not place.is_dir():
+            check_output(place).mkdir()
         for kind, source in chosen.items():
             show = show_bert if kind == "bert" else show_gpt
             show(source, Path(scratch), place, shown, progress)

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from planish.errors import HostError, InputError
 
-__all__ = ["check_output", "disk_errors", "refuse_existing", "staging", "sync"]
+__all__ = ["check_output", "disk_errors", "move", "refuse_existing", "refuse_nested", "staging", "sync"]
 
 
 def refuse_existing(path: Path) -> None:
@@ -28,13 +29,44 @@ def check_output(output: str | Path) -> Path:
     """The absolute path of an output that may be written.
 
     Raises:
-        InputError: it exists and is not an empty directory, or its parent is not a directory.
+        InputError: it exists and is not an empty directory, its parent is not a directory, or no path can be so.
     """
     path = Path(os.path.abspath(output))
-    refuse_existing(path)
-    if not path.parent.is_dir():
-        raise InputError(f"a directory at {path.parent}", "none", f"mkdir -p {path.parent}")
+    try:
+        refuse_existing(path)
+        if not path.parent.is_dir():
+            taken = next(folder for folder in path.parents if folder.exists())  # "/" is always there
+            if not taken.is_dir():
+                raise InputError(f"a directory at {path.parent}", f"a file at {taken}", "choose another -o")
+            raise InputError(f"a directory at {path.parent}", "none", f"mkdir -p {path.parent}")
+    except OSError as error:  # a name too long, a folder we may not look into
+        raise InputError(f"an output path: {path}", error.strerror or str(error), "choose another -o") from error
     return path
+
+
+def refuse_nested(outputs: Mapping[str, Path]) -> None:
+    """Raise ``InputError`` if two outputs are the same path, or one lies inside another."""
+    real = [(name, Path(os.path.realpath(path.parent)) / path.name) for name, path in outputs.items()]
+    for (outer, folder), (inner, path) in itertools.permutations(real, 2):
+        if path.is_relative_to(folder):
+            raise InputError(f"{inner} outside {outer}", f"{path} in {folder}", "choose paths beside each other")
+
+
+def move(made: Path, kept: Path) -> None:
+    """Rename a finished folder to its place, whole or not at all; an empty folder there gives way.
+
+    Raises:
+        HostError: the disk refuses.
+    """
+    with disk_errors(kept.parent):
+        try:
+            os.rename(made, kept)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            with staging(kept) as folder:  # another file system
+                shutil.copytree(made, folder, dirs_exist_ok=True)
+        sync(kept.parent)
 
 
 @contextlib.contextmanager

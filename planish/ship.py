@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import shutil
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from planish.outputs import refuse_existing
+from planish.errors import InputError
+from planish.options import check_seconds
+from planish.outputs import check_output, disk_errors, move, refuse_existing, refuse_nested
 
 if TYPE_CHECKING:
-    from planish.gate import GateReport
+    from planish.compress import Checkpoint
+    from planish.gate import Dataset, GateReport
 
 __all__ = ["Shipped", "ship"]
 
 Progress = Callable[[str, int, int], None]
+
+PIECES = ".checkpoint.partial"  # what compress continues from when its output is called "checkpoint"
+OURS = ("lock", "source", "checkpoint", "parent", "bundle")  # what lies in a work folder
 
 
 @dataclass(frozen=True)
@@ -50,59 +57,133 @@ def ship(
     """Compress ``model`` by ``recipe``, export it and its parent, compare them, write the verdict into the manifest.
 
     ``keep_checkpoint`` and ``keep_parent`` are folders that keep the quantized checkpoint and the parent's float
-    bundle. A bundle that regresses is renamed ``<output>.rejected``, so that nothing ships by accident.
+    bundle. A bundle that regresses is renamed ``<output>.rejected``, so that nothing ships by accident. Killed or
+    interrupted while it compresses, the same call continues at the last finished layer.
 
-    Raises ``InputError`` before any work if an output exists, ``ParityError`` if a graph does not compute what its
-    checkpoint computes, and what ``compress``, ``export`` and ``gate`` raise.
+    Raises ``InputError`` before it compresses if an argument cannot be used or an output exists, ``ParityError`` if a
+    graph does not compute what its checkpoint computes, and what ``compress``, ``export`` and ``gate`` raise.
     """
-    from planish import compress, export, gate, runtime
+    from planish import compress, export, gate, profiles, runtime
+    from planish.export.parity import tolerance
 
-    rejected = output.with_name(output.name + ".rejected")
-    for path in filter(None, (output, rejected, keep_checkpoint, keep_parent)):
-        refuse_existing(path)
-    compress.load_recipe(recipe)  # a wrong recipe is said before minutes of work
-    output.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".work", dir=output.parent))
-    try:
+    target, rejected, keep_checkpoint, keep_parent = check_places(output, keep_checkpoint, keep_parent)
+    compress.load_recipe(recipe)
+    profiles.load(profile)
+    tolerance(atol)
+    check_seconds(seconds)
+    limits = gate.Limits(max_loss_points=max_loss)
+    opened = compress.open_checkpoint(model, trust_remote_code)
+    samples = read_samples(opened, task, data)
+    with work_folder(target.parent / f".{target.name}.work") as work:
         checkpoint, parent, candidate = work / "checkpoint", work / "parent", work / "bundle"
-        source = as_directory(model, work / "source", trust_remote_code)
+        source = as_directory(opened, work / "source")
+        # The parent first: what export refuses (task, opset, architecture) is said before the long part.
+        export.export(source, parent, profile=profile, task=task, opset=opset, progress=progress)
         compress.compress(str(source), recipe, checkpoint, progress=progress, trust_remote_code=trust_remote_code)
         export.export(checkpoint, candidate, profile=profile, task=task, opset=opset, atol=atol, progress=progress)
-        export.export(source, parent, profile=profile, task=task, opset=opset, progress=progress)
         report = gate.gate(
             candidate,
             parent,
-            data=data,
-            limits=gate.Limits(max_loss_points=max_loss),
+            data=samples,
+            limits=limits,
             latency=not no_latency,
             seconds=seconds,
             progress=progress,
         )
         runtime.update_manifest(candidate, gates=[report.to_json()])
-        place = rejected if report.verdict == "regress" else output
-        for made, kept in ((checkpoint, keep_checkpoint), (parent, keep_parent), (candidate, place)):
+        place = rejected if report.verdict == "regress" else target
+        # The bundle first: it is the work of the longest time, and must not go if another place is full.
+        for made, kept in ((candidate, place), (checkpoint, keep_checkpoint), (parent, keep_parent)):
             if kept is not None:
                 move(made, kept)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return Shipped(place, keep_parent, report)
 
 
-def as_directory(model: str, folder: Path, trust_remote_code: bool) -> Path:
+def check_places(
+    output: Path, keep_checkpoint: Path | None, keep_parent: Path | None
+) -> tuple[Path, Path, Path | None, Path | None]:
+    """Absolute paths of the bundle, the rejected bundle and what is kept, all free and none inside another.
+
+    Raises ``InputError`` else.
+    """
+    target = Path(os.path.abspath(output))
+    rejected = target.parent / f"{target.name}.rejected"
+    kept = {"--keep-checkpoint": keep_checkpoint, "--keep-parent": keep_parent}
+    places = {name: Path(os.path.abspath(path)) for name, path in kept.items() if path is not None}
+    refuse_nested({"--output": target, "the rejected bundle": rejected, **places})
+    for path in (target, *places.values()):
+        check_output(path)
+    refuse_existing(rejected)
+    return target, rejected, places.get("--keep-checkpoint"), places.get("--keep-parent")
+
+
+def read_samples(opened: Checkpoint, task: str | None, data: Path | None) -> Dataset | None:
+    """The evaluation file, checked against the checkpoint's task and labels; no weights are loaded.
+
+    Raises ``InputError`` for an unknown task, ``DataError`` for a bad line.
+    """
+    from planish.export.describe import describe, infer_task
+    from planish.export.reader import CheckpointReader
+    from planish.gate import load_data
+
+    chosen = infer_task(opened.raw_config, task)
+    if data is None:
+        return None
+    labels = None if opened.is_gguf else describe(opened.path, CheckpointReader(opened.path), chosen)["labels"]
+    return load_data(data, chosen, labels)
+
+
+def as_directory(opened: Checkpoint, folder: Path) -> Path:
     """The directory of a checkpoint; a GGUF file is written out as one, so that compress and export read the same."""
-    from planish import compress
     from planish.compress.gguf_source import gguf_checkpoint
 
-    opened = compress.open_checkpoint(model, trust_remote_code)
     return gguf_checkpoint(opened.path, folder) if opened.is_gguf else opened.path
 
 
-def move(made: Path, kept: Path) -> None:
-    """Rename a finished folder to its place; an empty folder there gives way."""
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    if kept.is_dir():
-        kept.rmdir()
+@contextlib.contextmanager
+def work_folder(path: Path) -> Iterator[Path]:
+    """The folder beside the output where the parts are made, locked; it goes at the end, well or not.
+
+    Only what an interrupted or killed compress continues from is kept, so its name does not change from run to run.
+
+    Raises ``InputError`` if another run is using it, or something of that name is not ours.
+    """
+    if path.is_symlink() or (path.exists() and not is_ours(path)):
+        raise InputError(f"no foreign folder at {path}", "one that planish did not write", "move it away")
+    with disk_errors(path.parent):
+        path.mkdir(exist_ok=True)
+        lock = os.open(path / "lock", os.O_CREAT | os.O_RDWR, 0o644)
     try:
-        os.rename(made, kept)
-    except OSError:  # another file system
-        shutil.copytree(made, kept)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise InputError(f"{path} to be free", "another run using it", "wait for it to end") from None
+    keep = False
+    try:
+        remove_parts(path)
+        yield path
+    except (KeyboardInterrupt, InputError) as stop:  # a slip in the second call must not cost the first one's layers
+        keep = (path / PIECES).is_dir()
+        if isinstance(stop, KeyboardInterrupt) and keep and not str(stop):
+            raise KeyboardInterrupt(
+                f"finished layers are kept in {path / PIECES}; the same command continues"
+            ) from None
+        raise
+    finally:
+        if keep:
+            remove_parts(path)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+        os.close(lock)
+
+
+def is_ours(path: Path) -> bool:
+    """Whether nothing but what a shipping run writes is in the folder."""
+    return path.is_dir() and all(item.name.lstrip(".").split(".")[0] in OURS for item in path.iterdir())
+
+
+def remove_parts(path: Path) -> None:
+    """Take all out of a work folder but the lock and what compress continues from."""
+    for item in path.iterdir():
+        if item.name not in ("lock", PIECES):
+            shutil.rmtree(item, ignore_errors=True)
