@@ -8,7 +8,18 @@ from typing import Any
 
 from planish.errors import InputError
 
-__all__ = ["answers", "answers_as_lines", "generation_options"]
+__all__ = ["answers", "answers_as_lines", "cut_texts", "generation_options", "refuse_unused"]
+
+READERS = {
+    "question": ("question-answering",),
+    "pooling": ("feature-extraction",),
+    "top_k": ("text-classification", "fill-mask", "text-generation"),
+    "seed": ("text-generation",),
+    "stop": ("text-generation",),
+}
+"""Option without a default -> the tasks that read it."""
+CUTTING = ("feature-extraction", "text-classification", "fill-mask")
+"""Tasks that read the beginning of a text that is too long for the model."""
 
 
 def answers(model: Any, texts: list[str], options: dict[str, Any]) -> list[Any]:
@@ -17,7 +28,7 @@ def answers(model: Any, texts: list[str], options: dict[str, Any]) -> list[Any]:
         "feature-extraction": lambda: model.embed(texts, pooling=options.get("pooling")),
         "text-classification": lambda: model.classify(texts, top_k=options.get("top_k")),
         "token-classification": lambda: model.tag(texts),
-        "fill-mask": lambda: model.fill(texts, top_k=options.get("top_k") or 5),
+        "fill-mask": lambda: model.fill(texts, **chosen(options, "top_k")),
         "question-answering": lambda: [model.answer(question(options), text) for text in texts],
         "text-generation": lambda: model.generate(texts, **generation_options(options)),
     }
@@ -34,11 +45,35 @@ def question(options: dict[str, Any]) -> str:
 
 def generation_options(options: dict[str, Any]) -> dict[str, Any]:
     """The options of ``planish run`` that ``generate`` takes."""
-    names = ("max_new_tokens", "temperature", "top_p", "repetition_penalty", "seed", "stop")
-    chosen = {name: options[name] for name in names if options.get(name) is not None}
-    if options.get("top_k"):
-        chosen["top_k"] = options["top_k"]
-    return chosen
+    return chosen(options, "max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "seed", "stop")
+
+
+def chosen(options: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Those of ``options`` that were given."""
+    return {name: options[name] for name in names if options.get(name) is not None}
+
+
+def refuse_unused(task: str, options: dict[str, Any]) -> None:
+    """Raise ``InputError`` for an option that another task than the bundle's would read."""
+    for name, readers in READERS.items():
+        if options.get(name) not in (None, ()) and task not in readers:
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(
+                f"a bundle for {' or '.join(readers)} with {option}", f"one for {task}", f"leave {option} out"
+            )
+
+
+def cut_texts(model: Any, texts: list[str]) -> list[str]:
+    """A line for each text whose end the model did not read; tagging, answering and generating read all or refuse."""
+    limit = model.manifest.max_length
+    if model.manifest.task not in CUTTING:
+        return []
+    counts = enumerate(model.count_tokens(texts), 1)
+    return [
+        f"text {number} has {count} tokens; only the first {limit} were read"
+        for number, count in counts
+        if count > limit
+    ]
 
 
 def plain(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import click
 
 from planish import say
 from planish.errors import InputError
-from planish.options import json_option, threads_option
+from planish.options import json_option, seconds_option, threads_option
 
 __all__ = ["bench", "gate", "run"]
 
@@ -39,19 +40,32 @@ device_option = click.option("--device", default="auto", show_default=True, help
 def run(bundle: Path, texts: tuple[str, ...], device: str, threads: int | None, as_json: bool, **options: Any) -> None:
     """Answer TEXTS with BUNDLE; `-` or no text reads one text a line from stdin."""
     from planish import runtime
-    from planish.answers import answers, answers_as_lines
+    from planish.answers import answers, answers_as_lines, cut_texts, refuse_unused
 
     if not texts or texts == ("-",):
-        texts = tuple(line.rstrip("\n") for line in sys.stdin if line.strip())
+        texts = read_lines()
     if not texts:
         raise InputError("at least one text", "none", f'type: planish run {bundle} "some text"')
     with runtime.load(bundle, device=device, threads=threads) as model:
         task = model.manifest.task
+        refuse_unused(task, options)
         if task == "text-generation" and len(texts) == 1 and not as_json:
             stream_out(model, texts[0], options)
             return
         results = answers(model, list(texts), options)
+        for line in cut_texts(model, list(texts)):
+            print(f"planish: {line}", file=sys.stderr)
     say.answer({"task": task, "results": results}, as_json=as_json, lines=answers_as_lines(task, list(texts), results))
+
+
+def read_lines() -> tuple[str, ...]:
+    """The lines of stdin that are not blank."""
+    try:
+        return tuple(line.rstrip("\n") for line in sys.stdin if line.strip())
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{error.encoding} text on stdin", f"byte 0x{error.object[error.start]:02x}", "convert it"
+        ) from None
 
 
 def stream_out(model: Any, prompt: str, options: dict[str, Any]) -> None:
@@ -67,7 +81,7 @@ def stream_out(model: Any, prompt: str, options: dict[str, Any]) -> None:
 @click.command()
 @click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--shape", "shapes", multiple=True, help="BATCHxLENGTH, e.g. 1x128; may be given again.")
-@click.option("--seconds", default=20.0, show_default=True, help="Time to spend.")
+@seconds_option(20.0, "Time to spend.")
 @threads_option
 @json_option
 def bench(
@@ -88,10 +102,10 @@ def shape_of(text: str) -> tuple[int, int]:
     >>> shape_of("8x64")
     (8, 64)
     """
-    batch, cross, length = text.lower().partition("x")
-    if not (cross and batch.isdigit() and length.isdigit() and int(batch) and int(length)):
+    found = re.fullmatch(r"([1-9][0-9]{0,6})[xX]([1-9][0-9]{0,6})", text)
+    if not found:
         raise InputError("--shape BATCHxLENGTH", repr(text), "type for example: --shape 1x128")
-    return int(batch), int(length)
+    return int(found[1]), int(found[2])
 
 
 @click.command()
@@ -106,7 +120,7 @@ def shape_of(text: str) -> tuple[int, int]:
     "--max-loss", type=float, default=0.5, show_default=True, help="Largest loss of the task metric, in points."
 )
 @click.option("--no-latency", is_flag=True, help="Judge accuracy alone.")
-@click.option("--seconds", default=60.0, show_default=True, help="Time the latency comparison may take.")
+@seconds_option(60.0, "Time the latency comparison may take.")
 @threads_option
 @json_option
 def gate(
