@@ -15,18 +15,24 @@ from typing import Any
 
 from planish.errors import CheckpointError
 
-__all__ = ["TensorInfo", "read_header"]
+__all__ = ["TensorInfo", "byte_count", "read_header"]
 
 TensorInfo = tuple[str, tuple[int, ...]]
 """dtype and shape, as the header spells them."""
 
 _MAX_HEADER = 100_000_000
 _SIZES = {
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
     "BOOL": 8,
     "U8": 8,
     "I8": 8,
     "F8_E4M3": 8,
     "F8_E5M2": 8,
+    "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8,
     "I16": 16,
     "U16": 16,
     "F16": 16,
@@ -37,6 +43,7 @@ _SIZES = {
     "I64": 64,
     "U64": 64,
     "F64": 64,
+    "C64": 64,
 }
 
 
@@ -69,12 +76,22 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     return result
 
 
+def byte_count(info: TensorInfo) -> int:
+    """Bytes of a tensor with this dtype and shape.
+
+    >>> byte_count(("BF16", (3, 5)))
+    30
+    """
+    dtype, shape = info
+    return (math.prod(shape) * _SIZES[dtype] + 7) // 8
+
+
 def _span(name: str, entry: dict[str, Any]) -> tuple[int, int]:
     begin, end = entry["data_offsets"]
     shape = entry["shape"]
     if not all(type(n) is int and n >= 0 for n in (begin, end, *shape)) or entry["dtype"] not in _SIZES:
         raise ValueError(f"tensor {name!r}")
-    if end - begin != (math.prod(shape) * _SIZES[entry["dtype"]] + 7) // 8:
+    if end - begin != byte_count((entry["dtype"], tuple(shape))):
         raise ValueError(f"tensor {name!r} has a wrong length")
     return begin, end
 

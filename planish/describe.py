@@ -7,9 +7,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from planish.errors import InputError
+from planish.errors import CheckpointError, InputError
 
 __all__ = ["describe"]
+
+COPY = "copy the checkpoint again"
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -41,15 +43,19 @@ def describe_bundle(path: Path) -> dict[str, Any]:
 
 
 def describe_checkpoint(path: Path) -> dict[str, Any]:
-    """Architecture, tensors by type, bytes and, if it is quantized, its groups and receipts; no tensor is read."""
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    """Architecture, tensors by type, bytes and, if it is quantized, its groups and receipts; no tensor is read.
+
+    Raises ``CheckpointError`` if one of its files is damaged.
+    """
+    from planish.compress.safetensors_file import byte_count, read_header
+
+    config = json_object(path / "config.json")
     dtypes: Counter[str] = Counter()
     weights: Counter[str] = Counter()
     for file in sorted(path.glob("*.safetensors")):
-        for entry in safetensors_header(file).values():
-            begin, end = entry["data_offsets"]
-            dtypes[entry["dtype"]] += 1
-            weights[entry["dtype"]] += end - begin
+        for dtype, shape in read_header(file).values():
+            dtypes[dtype] += 1
+            weights[dtype] += byte_count((dtype, shape))
     facts: dict[str, Any] = {
         "kind": "checkpoint",
         "architectures": config.get("architectures"),
@@ -58,14 +64,43 @@ def describe_checkpoint(path: Path) -> dict[str, Any]:
         "tensors": {name: {"tensors": dtypes[name], "bytes": weights[name]} for name in sorted(dtypes)},
         "bytes": sum(weights.values()),
     }
-    groups = (config.get("quantization_config") or {}).get("config_groups", {})
+    groups = group_lines(path, config.get("quantization_config"))
     if groups:
-        facts["quantization"] = {name: group_line(group) for name, group in groups.items()}
+        facts["quantization"] = groups
     ours = path / "planish.json"
     if ours.is_file():
-        facts["planish"] = json.loads(ours.read_text(encoding="utf-8"))
-        facts["planish"].get("recipe", {}).pop("text", None)
+        facts["planish"] = receipts(ours)
     return facts
+
+
+def json_object(file: Path) -> dict[str, Any]:
+    """The object in a JSON file of a checkpoint."""
+    try:
+        parsed = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"JSON in {file}", str(error)[:120], COPY) from error
+    if not isinstance(parsed, dict):
+        raise CheckpointError(f"a JSON object in {file}", type(parsed).__name__, COPY)
+    return parsed
+
+
+def receipts(file: Path) -> dict[str, Any]:
+    """What ``planish compress`` wrote down, without the text of the recipe."""
+    made = json_object(file)
+    recipe, done = made.get("recipe") or {}, made.get("receipts") or []
+    if not isinstance(recipe, dict) or not (isinstance(done, list) and all(isinstance(one, dict) for one in done)):
+        raise CheckpointError(f"a recipe and receipts in {file}", "something else", COPY)
+    recipe.pop("text", None)
+    return made
+
+
+def group_lines(path: Path, quantization: Any) -> dict[str, str]:
+    """Each group of a quantization_config in words."""
+    try:
+        return {name: group_line(group) for name, group in ((quantization or {}).get("config_groups") or {}).items()}
+    except (AttributeError, LookupError, TypeError) as error:
+        got = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"groups in quantization_config of {path / 'config.json'}", got, COPY) from error
 
 
 def group_line(group: dict[str, Any]) -> str:
@@ -76,15 +111,3 @@ def group_line(group: dict[str, Any]) -> str:
     how = f"per {inputs['strategy']}" if inputs and inputs.get("dynamic") else "static"
     activations = f", activations int{inputs['num_bits']} {how}" if inputs else ""
     return f"int{weights.get('num_bits')}{size} {kind}{activations} on {len(group.get('targets', []))} targets"
-
-
-def safetensors_header(file: Path) -> dict[str, Any]:
-    """The header of a safetensors file (8 bytes of length, then JSON), without its metadata."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if length > size - 8:
-            raise InputError("a whole safetensors file", f"{file.name} with {size} bytes", "copy the checkpoint again")
-        header: dict[str, Any] = json.loads(stream.read(length))
-    header.pop("__metadata__", None)
-    return header
