@@ -6,7 +6,6 @@ one we know. Safetensors or GGUF only; a pickle can run code when it is opened. 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,8 +20,8 @@ from planish.compress.architectures import check_architecture, drop_poolers, inf
 from planish.compress.digest import checkpoint_digest
 from planish.compress.quiet import quiet
 from planish.compress.safetensors_file import read_header
-from planish.compress.source import config_json, find_source, weight_files
-from planish.errors import CheckpointError
+from planish.compress.source import config_json, find_source, weight_files, weight_map
+from planish.errors import CheckpointError, PlanishError
 
 __all__ = ["Checkpoint", "open_checkpoint"]
 
@@ -81,7 +80,9 @@ class Checkpoint:
                     trust_remote_code=self.trust_remote_code,
                     **arguments,
                 )
-        except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+        except (PlanishError, MemoryError):
+            raise
+        except Exception as error:  # a damaged config.json fails anywhere in transformers
             raise CheckpointError(
                 f"weights of a {self.architecture} in {self.name}", _line(error), "check it"
             ) from error
@@ -137,7 +138,7 @@ def _check_weights(folder: Path, weights: Sequence[Path]) -> None:
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return
-    for name, file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items():
+    for name, file in weight_map(index).items():
         if name not in headers.get(file, {}):
             raise CheckpointError(f"tensor {name} in {folder / file}", "a file without it", "download it again")
 

@@ -10,7 +10,7 @@ from typing import Any
 from planish.compress.quiet import quiet
 from planish.errors import CheckpointError
 
-__all__ = ["config_json", "find_source", "side_files", "weight_files"]
+__all__ = ["config_json", "find_source", "side_files", "weight_files", "weight_map"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "LICENSE*"]
@@ -114,11 +114,27 @@ def weight_files(path: Path) -> tuple[Path, ...]:
     raise CheckpointError(f"model.safetensors in {path}", "none", "name the directory that holds it")
 
 
-def _sharded(path: Path, index: Path) -> tuple[Path, ...]:
+def weight_map(index: Path) -> dict[str, str]:
+    """Tensor -> file, out of the index of a checkpoint in shards.
+
+    Raises:
+        CheckpointError: there is none in it.
+    """
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise CheckpointError(f"a weight_map in {index}", str(error)[:120], "download or copy it again") from None
+        found = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    except (ValueError, LookupError, TypeError, OSError, RecursionError) as error:
+        raise CheckpointError(f"a weight_map in {index}", _short(error), "download or copy it again") from None
+    if not isinstance(found, dict) or not found or not all(isinstance(name, str) for name in found.values()):
+        raise CheckpointError(f"a weight_map of file names in {index}", repr(found)[:80], "download or copy it again")
+    return found
+
+
+def _short(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"[:120]
+
+
+def _sharded(path: Path, index: Path) -> tuple[Path, ...]:
+    names = sorted(set(weight_map(index).values()))
     for name in names:
         if Path(name).name != name or not (path / name).is_file():
             raise CheckpointError(f"weight file {name} in {path}", "none", "download the missing file")

@@ -103,6 +103,36 @@ def test_broken_config(bert: Path, tmp_path: Path) -> None:
         assert "JSON object" in refused(CheckpointError, bert, tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"vocab_size": "many"},
+        {"eos_token_id": "x"},
+        {"num_hidden_layers": "x"},
+        {"num_attention_heads": 0},
+        {"id2label": {"a": 1}},
+        {"pad_token_id": 5000},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_settings_of_a_wrong_kind(changes: dict[str, Any], bert: Path, tmp_path: Path) -> None:
+    edit_config(bert, **changes)
+    message = refused(CheckpointError, bert, tmp_path / "out")
+    assert "weights of a BertModel" in message
+    if isinstance(next(iter(changes.values())), str):
+        assert next(iter(changes)) in message
+
+
+@pytest.mark.parametrize("shards", [[], {}, {"a": 5}, {"a": ["x"]}, None, {"a": "../x"}])
+@pytest.mark.parametrize("whole", [True, False])
+def test_damaged_shard_index(shards: Any, whole: bool, bert: Path, tmp_path: Path) -> None:
+    """An index beside a whole file is checked too."""
+    (bert / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}), encoding="utf-8")
+    if not whole:
+        (bert / "model.safetensors").unlink()
+    refused(CheckpointError, bert, tmp_path / "out")
+
+
 def test_weights_that_are_not_numbers_or_not_there(bert: Path, tmp_path: Path) -> None:
     file = bert / "model.safetensors"
     tensors = load_file(file)
