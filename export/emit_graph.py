@@ -101,7 +101,7 @@ class EmitGraph:
             return self._tape.initializer(ir.tensor(array, name=name))
         offset = -(-self._data.tell() // _ALIGNMENT) * _ALIGNMENT if array.nbytes >= _ALIGNMENT else self._data.tell()
         self._data.seek(offset)
-        array.tofile(self._data)
+        self._data.write(array.reshape(-1).view(np.uint8).data)  # numpy's tofile hides why a disk refuses
         return self._external(name, offset, array.nbytes, ir.DataType.from_numpy(array.dtype), array.shape)
 
     def again(self, name: str, weight: ir.Value, shape: tuple[int, ...]) -> ir.Value:

@@ -13,12 +13,17 @@ import pytest
 from planish.errors import InputError
 from planish.export.golden import encoder_inputs, write_golden
 from planish.outputs import check_output
+from tests.export.small_decoders import random_decoder
 from tests.export.small_encoders import small_encoder
 
 
-def test_export_onto_a_disk_that_takes_no_more(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+def test_export_onto_a_disk_that_takes_no_more(kind: str, tmp_path: Path) -> None:
     """Files may grow to 10 kB only, in a process of its own: export ends with a HostError and cleans up."""
-    model = small_encoder("bert", "feature-extraction", tmp_path / "model")
+    if kind == "encoder":
+        model = small_encoder("bert", "feature-extraction", tmp_path / "model")
+    else:
+        model = random_decoder("llama", tmp_path / "model")
     program = f"""
 import resource, signal, sys
 from planish.errors import HostError
