@@ -11,6 +11,7 @@ from planish.export.emit_blocks import Blocks, Dimensions
 from planish.export.emit_graph import EmitGraph
 from planish.export.graph import Built, Progress, TensorSpec
 from planish.export.reader import CheckpointReader, read_json
+from planish.export.settings import token, tokens
 
 __all__ = ["FAMILIES", "build_decoder"]
 
@@ -88,7 +89,7 @@ def _dimensions(family: Any, config: dict[str, Any]) -> Dimensions:
         raise CheckpointError(
             f"{error.args[0]} in config.json", "none", "copy config.json from the original checkpoint again"
         ) from error
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(
             "numbers for the model's shape in config.json",
             str(error),
@@ -124,9 +125,9 @@ def _input_specs(d: Dimensions) -> tuple[TensorSpec, ...]:
 def _generation(reader: CheckpointReader, d: Dimensions) -> dict[str, Any]:
     """The manifest's ``generation``; ``generation_config.json`` overrules ``config.json``, as in transformers."""
     path = reader.directory / "generation_config.json"
-    settings = {**reader.config, **(read_json(path, "a generation config") if path.is_file() else {})}
-    end = settings.get("eos_token_id")
-    ends = [] if end is None else [int(token) for token in (end if isinstance(end, list) else [end])]
+    overruling = read_json(path, "a generation config") if path.is_file() else {}
+    settings = {**reader.config, **overruling}
+    files = dict.fromkeys(reader.config, "config.json") | dict.fromkeys(overruling, path.name)
     sampled = bool(settings.get("do_sample"))
     return {
         "num_layers": d.layers,
@@ -134,8 +135,8 @@ def _generation(reader: CheckpointReader, d: Dimensions) -> dict[str, Any]:
         "head_dim": d.head_dim,
         "max_length": d.max_length,
         "cache_dtype": "float32",
-        "bos_token_id": settings.get("bos_token_id"),
-        "eos_token_ids": ends,
-        "pad_token_id": settings.get("pad_token_id"),
+        "bos_token_id": token(settings, "bos_token_id", files.get("bos_token_id", "")),
+        "eos_token_ids": tokens(settings, "eos_token_id", files.get("eos_token_id", "")),
+        "pad_token_id": token(settings, "pad_token_id", files.get("pad_token_id", "")),
         "defaults": {key: settings[key] for key in _DEFAULTS if sampled and settings.get(key) is not None},
     }

@@ -10,6 +10,7 @@ from typing import Any
 from planish.errors import CheckpointError, InputError, nearest
 from planish.export.reader import CheckpointReader
 from planish.export.reference import AUTO_CLASSES
+from planish.export.settings import limit, refuse, token, whole
 
 __all__ = ["describe", "infer_task"]
 
@@ -34,15 +35,15 @@ def infer_task(config: dict[str, Any], task: str | None = None) -> str:
         return task
     from optimum.exporters.tasks import TasksManager
 
-    names = config.get("architectures") or [None]
+    name = _architecture(config)
     try:
-        found = str(TasksManager.infer_task_from_model(_model_class(names[0])))
+        found = str(TasksManager.infer_task_from_model(_model_class(name)))
     except (AttributeError, TypeError, ValueError, KeyError):
         found = "unknown"
     if found not in AUTO_CLASSES:
         raise CheckpointError(
             "an architecture in config.json that tells its task",
-            repr(names[0]),
+            repr(name),
             f"give --task: {', '.join(AUTO_CLASSES)}",
         )
     return found
@@ -52,23 +53,22 @@ def describe(checkpoint: Path, reader: CheckpointReader, task: str) -> dict[str,
     """Fields of the manifest that come from the checkpoint (docs/formats.md, section 4)."""
     config = reader.config
     made = _json(checkpoint / "planish.json")
-    architecture = (config.get("architectures") or [""])[0]
     digest = _digest(checkpoint)
-    source = made.get("source") or {"name": checkpoint.name, "digest": digest}
-    recipe = made.get("recipe")
+    source = _made(made, "source", dict) or {"name": checkpoint.name, "digest": digest}
+    recipe = _made(made, "recipe", dict)
     return {
         "task": task,
-        "architecture": str(architecture),
+        "architecture": str(_architecture(config) or ""),
         "model_type": str(config.get("model_type", "")),
         "labels": _labels(config) if task in _CLASSIFICATION else None,
         "problem_type": config.get("problem_type") if config.get("problem_type") in _PROBLEM_TYPES else None,
-        "vocab_size": int(config["vocab_size"]),
+        "vocab_size": whole(config, "vocab_size"),
         "max_length": _max_length(checkpoint, config),
-        "pad_token_id": config.get("pad_token_id"),
+        "pad_token_id": token(config, "pad_token_id"),
         "pooling": _pooling(checkpoint) if task == "feature-extraction" else None,
         "source": {**source, "checkpoint": digest},
         "recipe": {key: recipe[key] for key in ("name", "digest") if key in recipe} if recipe else None,
-        "receipts": made.get("receipts", []),
+        "receipts": _made(made, "receipts", list) or [],
     }
 
 
@@ -78,24 +78,51 @@ def _model_class(name: Any) -> Any:
     return getattr(transformers, name)
 
 
-def _labels(config: dict[str, Any]) -> list[str] | None:
+def _architecture(config: dict[str, Any]) -> str | None:
+    names = config.get("architectures") or [None]
+    if not isinstance(names, list) or not isinstance(names[0], str | None):
+        raise refuse("a list of class names", "architectures", names)
+    return names[0]
+
+
+def _made(made: dict[str, Any], key: str, kind: type) -> Any:
+    """What ``planish compress`` wrote under ``key``."""
+    value = made.get(key)
+    if value is not None and not isinstance(value, kind):
+        raise refuse(f"a {kind.__name__}", key, value, "planish.json")
+    return value
+
+
+def _labels(config: dict[str, Any]) -> list[str]:
+    """Names in the order of their ids. transformers does not write those it makes up: LABEL_0 and LABEL_1."""
     table = config.get("id2label")
     if not table:
-        return None
-    return [str(table[key]) for key in sorted(table, key=int)]
+        return [f"LABEL_{index}" for index in range(whole(config, "num_labels", 2))]
+    try:
+        return [str(table[key]) for key in sorted(table, key=int)]
+    except (TypeError, ValueError) as error:
+        raise refuse("an object from ids to names", "id2label", table) from error
 
 
 def _max_length(checkpoint: Path, config: dict[str, Any]) -> int:
     """The smallest of what positions, tokenizer and sentence-transformers allow, in tokens."""
-    positions = int(config.get("max_position_embeddings") or config.get("n_positions") or _UNLIMITED)
+    key = "max_position_embeddings" if config.get("max_position_embeddings") else "n_positions"
+    positions = whole(config, key, _UNLIMITED)
     if config.get("model_type") in _OFFSET_POSITIONS:
-        positions -= int(config.get("pad_token_id") or 0) + 1
+        positions -= (token(config, "pad_token_id") or 0) + 1
+    if positions < 1:
+        raise refuse("room for a token", key, config.get(key))
     limits = [
         positions,
-        _json(checkpoint / "tokenizer_config.json").get("model_max_length"),
-        _json(checkpoint / "sentence_bert_config.json").get("max_seq_length"),
+        *(
+            limit(_json(checkpoint / file), key, file)
+            for file, key in (
+                ("tokenizer_config.json", "model_max_length"),
+                ("sentence_bert_config.json", "max_seq_length"),
+            )
+        ),
     ]
-    return int(min(limit for limit in limits if limit and limit <= _UNLIMITED))
+    return int(min(found for found in limits if found and found <= _UNLIMITED))
 
 
 def _pooling(checkpoint: Path) -> dict[str, Any] | None:
@@ -148,5 +175,5 @@ def _parsed(path: Path, default: Any) -> Any:
         return default
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError("valid JSON", f"{path.name}: {error}", "copy the checkpoint again") from error

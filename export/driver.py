@@ -15,7 +15,7 @@ from planish.export.parity import check_encoder, tolerance
 from planish.export.quiet import quiet
 from planish.export.reader import CheckpointReader
 from planish.export.reference import load_reference
-from planish.export.write_bundle import write_bundle
+from planish.export.write_bundle import check_tokenizer, write_bundle
 from planish.outputs import check_output, staging
 from planish.runtime import Manifest
 
@@ -64,6 +64,7 @@ def export(
     reader = CheckpointReader(source)
     chosen = infer_task(reader.config, task)
     fields = {**describe(source, reader, chosen), "profile": device.name, "gates": []}
+    check_tokenizer(source)
     with staging(target) as folder:
         scratch = folder / ".scratch"
         make = _decoder if chosen == "text-generation" else _encoder

@@ -301,7 +301,9 @@ def _weight_files(directory: Path) -> list[Path]:
             "neither",
             "give a checkpoint saved with save_pretrained(..., safe_serialization=True)",
         )
-    shards = read_json(index, "a shard index").get("weight_map", {})
+    shards = read_json(index, "a shard index").get("weight_map")
+    if not shards or not isinstance(shards, dict):
+        raise CheckpointError(f"a weight_map in {index}", repr(shards)[:80], "copy the checkpoint again")
     paths = sorted({directory / str(name) for name in shards.values()})
     for path in paths:
         if path.parent != directory or not path.is_file():
@@ -315,22 +317,30 @@ def read_json(path: Path, expected: str) -> dict[str, Any]:
         parsed = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(expected, f"{path}: {error.strerror}", "give the directory of a checkpoint") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError("valid JSON", f"{path}: {_one_line(error)}", "copy the checkpoint again") from error
     if not isinstance(parsed, dict):
         raise CheckpointError("a JSON object", f"{path}: {type(parsed).__name__}", "copy the checkpoint again")
     return parsed
 
 
-def _schemes(config: dict[str, Any]) -> tuple[tuple[_Scheme, ...], tuple[str, ...]]:
-    if config.get("quant_method") != "compressed-tensors":
+def _schemes(config: Any) -> tuple[tuple[_Scheme, ...], tuple[str, ...]]:
+    method = config.get("quant_method") if isinstance(config, dict) else config
+    if method != "compressed-tensors":
         raise CheckpointError(
             "quantization_config.quant_method compressed-tensors",
-            repr(config.get("quant_method")),
+            repr(method)[:80],
             "compress the original checkpoint with `planish compress`",
         )
-    groups = config.get("config_groups") or {}
-    return tuple(_scheme(n, g, str(config.get("format"))) for n, g in groups.items()), tuple(config.get("ignore") or ())
+    try:
+        groups = (config.get("config_groups") or {}).items()
+        return tuple(_scheme(n, g, str(config.get("format"))) for n, g in groups), tuple(config.get("ignore") or ())
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            "groups with targets and weights in quantization_config.config_groups",
+            f"{type(error).__name__}: {_one_line(error)}",
+            "compress the original checkpoint with `planish compress`",
+        ) from error
 
 
 def _scheme(name: str, group: dict[str, Any], top_format: str) -> _Scheme:

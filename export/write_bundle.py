@@ -9,13 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from planish.errors import BundleError, CheckpointError
 from planish.export.genai import write_genai_config
 from planish.export.golden import Arrays, write_golden
 from planish.export.graph import Built
 from planish.export.quiet import quiet
 from planish.runtime import Manifest, write_manifest
+from planish.runtime.text import load_tokenizer, special_tokens
 
-__all__ = ["write_bundle"]
+__all__ = ["check_tokenizer", "write_bundle"]
 
 SIDE_FILES = (
     "tokenizer.json",
@@ -30,6 +32,25 @@ SIDE_FILES = (
     "NOTICE",
 )
 """Copied as the checkpoint has them."""
+
+TOKEN_FILES = ("tokenizer_config.json", "special_tokens_map.json")
+"""Where the runtime looks for special tokens."""
+
+
+def check_tokenizer(checkpoint: Path) -> None:
+    """Raise ``CheckpointError`` if the runtime could not read the tokenizer's files, which bundles hold as they are."""
+    files = {name: checkpoint / name for name in ("tokenizer.json", *TOKEN_FILES)}
+    found = {name: path.read_bytes() for name, path in files.items() if path.is_file()}
+    try:
+        special_tokens(*(found.get(name) for name in TOKEN_FILES))
+        if "tokenizer.json" in found:
+            load_tokenizer(found["tokenizer.json"])
+    except BundleError as error:
+        raise CheckpointError(
+            f"{error.expected} in {checkpoint}",
+            error.got,
+            "copy the tokenizer's files from the original checkpoint again",
+        ) from error
 
 
 def write_bundle(

@@ -86,6 +86,17 @@ def test_labels_stand_in_the_order_of_their_ids(tmp_path: Path) -> None:
     assert fields["labels"] == [f"L{i}" for i in range(12)]
 
 
+def test_labels_transformers_leaves_out_are_the_ones_it_makes_up(tmp_path: Path) -> None:
+    model = small_encoder("bert", "text-classification", tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    del config["id2label"], config["label2id"]
+    write(model / "config.json", config)
+    assert describe(model, CheckpointReader(model), "text-classification")["labels"] == ["LABEL_0", "LABEL_1"]
+    write(model / "config.json", {**config, "num_labels": 3})
+    labels = describe(model, CheckpointReader(model), "token-classification")["labels"]
+    assert labels == ["LABEL_0", "LABEL_1", "LABEL_2"]
+
+
 def test_source_is_the_parent_and_the_digest_sees_every_bit(model: Path, tmp_path: Path) -> None:
     first = describe(model, CheckpointReader(model), "feature-extraction")["source"]
     assert first["name"] == "model"
