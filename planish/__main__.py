@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
+import io
 import json
 import os
 import sys
@@ -20,26 +22,55 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code (see ``planish.errors`` for the codes)."""
     import click
 
-    from planish.cli import planish
+    from planish.cli import as_input_error, planish
 
     argv = list(sys.argv[1:] if arguments is None else arguments)
+    json_wanted = "--json" in (argv[: argv.index("--")] if "--" in argv else argv)
+    escape_what_cannot_be_written()
+    if "_PLANISH_COMPLETE" in os.environ:
+        planish.main(prog_name="planish")  # the shell asks for completions; this does not return
     try:
-        result = planish.main(args=argv, prog_name="planish", standalone_mode=False)
+        # Not planish.main(): it turns Ctrl-C into an exception without words, and a broken pipe into exit code 1.
+        with planish.make_context("planish", argv) as context:
+            result = planish.invoke(context)
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except click.ClickException as wrong:
-        wrong.show()
-        return 2
+        if type(wrong).__name__ == "NoArgsIsHelpError":  # click 8.1 has none and prints the help itself
+            wrong.show()
+            return 2
+        return report(as_input_error(wrong), json_wanted=json_wanted)
     except (KeyboardInterrupt, click.Abort) as stop:
-        kept = str(stop) or "nothing half-written was left"  # a pass that can be resumed says where it stopped
-        print(f"planish: interrupted; {kept}", file=sys.stderr)
+        # A pass that can be resumed says where it stopped.
+        told = f"interrupted; {str(stop) or 'nothing half-written was left'}"
+        print(f"\nplanish: {told}", file=sys.stderr)
+        if json_wanted:
+            say_failed(INTERRUPTED, "KeyboardInterrupt", told)
         return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader went away: nothing to say to it
         return 0
     except Exception as error:
-        return report(as_ours(error), json_wanted="--json" in argv)
+        return report(as_ours(error), json_wanted=json_wanted)
     return int(result or 0)
+
+
+def escape_what_cannot_be_written() -> None:
+    """Let stdout write what its encoding lacks as ``\\uXXXX``, which is also how JSON spells it."""
+    codecs.register_error("planish.escape", escaped)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="planish.escape")
+
+
+def escaped(error: UnicodeError) -> tuple[str, int]:
+    """The error handler for characters that an encoding lacks.
+
+    >>> escaped(UnicodeEncodeError("ascii", "a\u20ac", 1, 2, "no"))
+    ('\\\\u20ac', 2)
+    """
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 
 def as_ours(error: Exception) -> Exception:
@@ -94,8 +125,13 @@ def report(error: Exception, *, json_wanted: bool) -> int:
     else:
         print(f"planish: {error}", file=sys.stderr)
     if json_wanted:
-        print(json.dumps({"ok": False, "exit_code": code, "error": type(error).__name__, "message": str(error)}))
+        say_failed(code, type(error).__name__, str(error))
     return code
+
+
+def say_failed(code: int, error: str, message: str) -> None:
+    """The JSON object of a command that did not end well."""
+    print(json.dumps({"ok": False, "exit_code": code, "error": error, "message": message}), flush=True)
 
 
 if __name__ == "__main__":

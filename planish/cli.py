@@ -6,14 +6,15 @@ Importing a command's module is left until it is called, so that ``planish run``
 from __future__ import annotations
 
 import importlib
+import re
 from typing import Any
 
 import click
 
 from planish import __version__
-from planish.errors import nearest
+from planish.errors import InputError, nearest
 
-__all__ = ["COMMANDS", "planish"]
+__all__ = ["COMMANDS", "as_input_error", "planish"]
 
 # command -> (module, function, what the list of commands says)
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -46,7 +47,7 @@ class Table(click.Group):
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args and not args[0].startswith("-") and args[0] not in COMMANDS:
-            raise click.UsageError(f"expected a command, got {args[0]!r}; {nearest(args[0], COMMANDS)}", ctx)
+            raise InputError("a command of planish", repr(args[0]), nearest(args[0], COMMANDS))
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -62,3 +63,43 @@ def planish() -> None:
     Exit codes: 0 done or pass; 1 gate regressed or parity failed; 2 bad input; 3 inconclusive; 4 this host cannot;
     70 our bug.
     """
+
+
+def as_input_error(wrong: click.ClickException) -> InputError:
+    """What click says in several lines, as one error of ours."""
+    context = getattr(wrong, "ctx", None)
+    command = context.command_path if context else "planish"
+    fix = f"type: {command} --help"
+    said = " ".join(wrong.format_message().split()).rstrip(".")
+    if isinstance(wrong, click.NoSuchOption):
+        known = (
+            [name for option in context.command.params for name in option.opts if name.startswith("-")]
+            if context
+            else []
+        )
+        return InputError(f"an option of {command}", wrong.option_name, nearest(wrong.option_name, [*known, "--help"]))
+    unknown = re.fullmatch(r"No such command '(.*?)'\.?.*", said)
+    if unknown and context and isinstance(context.command, click.Group):
+        return InputError(f"a command of {command}", unknown[1], nearest(unknown[1], context.command.commands))
+    if isinstance(wrong, click.BadParameter) and wrong.param is not None:
+        name = wrong.param.get_error_hint(context).replace("'", "")
+        if isinstance(wrong, click.MissingParameter):
+            return InputError(f"{name} for {command}", "none", fix)
+        given = re.fullmatch(r"(.*) is not .*", " ".join(wrong.message.split()))
+        return InputError(f"{name} as {kind_of(wrong.param.type)}", given[1] if given else wrong.message, fix)
+    if isinstance(wrong, click.BadOptionUsage) and "requires an argument" in said:
+        return InputError(f"a value after {wrong.option_name}", "none", fix)
+    return InputError(f"arguments that {command} takes", said.removeprefix("Got "), fix)
+
+
+def kind_of(kind: click.ParamType[Any]) -> str:
+    """What values a parameter takes.
+
+    >>> kind_of(click.IntRange(1, 9)), kind_of(click.Choice(["mean", "max"])), kind_of(click.INT)
+    ('an integer from 1 to 9', 'one of mean, max', 'an integer')
+    """
+    if isinstance(kind, click.Choice):
+        return f"one of {', '.join(map(str, kind.choices))}"
+    if isinstance(kind, click.IntRange):
+        return f"an integer from {kind.min} to {kind.max}"
+    return {"integer": "an integer", "float": "a number", "integer range": "an integer"}.get(kind.name, kind.name)
