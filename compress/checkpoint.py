@@ -90,6 +90,8 @@ class Checkpoint:
         if missing:
             got = f"no {missing[0]} ({len(missing)} missing)"
             raise CheckpointError(f"all weights in {self.name}", got, "check config.json")
+        if getattr(model.config, "num_hidden_layers", 1) < 1:
+            raise CheckpointError(f"a layer in {self.name}", "num_hidden_layers 0 in config.json", "check config.json")
         _check_finite(model, self.name)
         return model.eval().requires_grad_(False)  # type: ignore[no-any-return]
 
@@ -126,11 +128,20 @@ def open_checkpoint(model: str | Path, trust_remote_code: bool = False) -> Check
     """
     path = find_source(str(model))
     config = config_json(path)
+    _check_kinds(config, str(model))
     architecture = check_architecture(config, str(model), trust_remote_code)
     weights = weight_files(path)
     if not path.is_file():
         _check_weights(path, weights)
     return Checkpoint(_display_name(str(model)), path, weights, config, architecture, trust_remote_code)
+
+
+def _check_kinds(config: dict[str, Any], name: str) -> None:
+    for key, kind in (("architectures", list), ("quantization_config", dict)):
+        value = config.get(key)
+        if value is not None and not isinstance(value, kind):
+            expected = f"a {kind.__name__} as {key} in config.json of {name}"
+            raise CheckpointError(expected, repr(value)[:80], "download or copy it again")
 
 
 def _check_weights(folder: Path, weights: Sequence[Path]) -> None:

@@ -90,6 +90,9 @@ def test_pickles_and_remote_code_are_refused(bert: Path, tmp_path: Path) -> None
         ({"quantization_config": {"quant_method": "gptq"}}, "quantized by gptq"),
         ({"hidden_size": 128}, "weights of a BertModel"),
         ({"num_hidden_layers": 3}, "missing"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers"),
+        ({"architectures": 5}, "architectures"),
+        ({"quantization_config": "int4"}, "quantization_config"),
     ],
 )
 def test_wrong_architecture(changes: dict[str, Any], words: str, bert: Path, tmp_path: Path) -> None:
