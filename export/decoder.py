@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from planish.export.emit_blocks import Blocks, Dimensions
 from planish.export.emit_graph import EmitGraph
 from planish.export.graph import Built, Progress, TensorSpec
 from planish.export.reader import CheckpointReader, read_json
-from planish.export.settings import token, tokens
+from planish.export.settings import refuse, token, tokens
 
 __all__ = ["FAMILIES", "build_decoder"]
 
@@ -95,6 +96,9 @@ def _dimensions(family: Any, config: dict[str, Any]) -> Dimensions:
             str(error),
             "copy config.json from the original checkpoint again",
         ) from error
+    for field in fields(found):
+        if getattr(found, field.name) < 1:
+            raise refuse("at least 1", f"the model's {field.name}", getattr(found, field.name))
     return found
 
 

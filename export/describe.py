@@ -56,6 +56,7 @@ def describe(checkpoint: Path, reader: CheckpointReader, task: str) -> dict[str,
     digest = _digest(checkpoint)
     source = _made(made, "source", dict) or {"name": checkpoint.name, "digest": digest}
     recipe = _made(made, "recipe", dict)
+    padding = _padding(config, task)
     return {
         "task": task,
         "architecture": str(_architecture(config) or ""),
@@ -64,7 +65,7 @@ def describe(checkpoint: Path, reader: CheckpointReader, task: str) -> dict[str,
         "problem_type": config.get("problem_type") if config.get("problem_type") in _PROBLEM_TYPES else None,
         "vocab_size": whole(config, "vocab_size"),
         "max_length": _max_length(checkpoint, config),
-        "pad_token_id": token(config, "pad_token_id"),
+        "pad_token_id": padding,
         "pooling": _pooling(checkpoint) if task == "feature-extraction" else None,
         "source": {**source, "checkpoint": digest},
         "recipe": {key: recipe[key] for key in ("name", "digest") if key in recipe} if recipe else None,
@@ -104,10 +105,18 @@ def _labels(config: dict[str, Any]) -> list[str]:
         raise refuse("an object from ids to names", "id2label", table) from error
 
 
+def _padding(config: dict[str, Any], task: str) -> int | None:
+    """The id encoders pad with; decoders may name one they have no row for."""
+    found = token(config, "pad_token_id")
+    if found is not None and task != "text-generation" and not 0 <= found < whole(config, "vocab_size"):
+        raise refuse("an id of the vocabulary", "pad_token_id", found)
+    return found
+
+
 def _max_length(checkpoint: Path, config: dict[str, Any]) -> int:
     """The smallest of what positions, tokenizer and sentence-transformers allow, in tokens."""
-    key = "max_position_embeddings" if config.get("max_position_embeddings") else "n_positions"
-    positions = whole(config, key, _UNLIMITED)
+    key = "n_positions" if config.get("max_position_embeddings") is None else "max_position_embeddings"
+    positions = min(whole(config, key, _UNLIMITED), _UNLIMITED)
     if config.get("model_type") in _OFFSET_POSITIONS:
         positions -= (token(config, "pad_token_id") or 0) + 1
     if positions < 1:

@@ -14,7 +14,7 @@ from planish.export.graph import Built, Progress
 from planish.export.parity import check_encoder, tolerance
 from planish.export.quiet import quiet
 from planish.export.reader import CheckpointReader
-from planish.export.reference import load_reference
+from planish.export.reference import check_config, load_reference
 from planish.export.write_bundle import check_tokenizer, write_bundle
 from planish.outputs import check_output, staging
 from planish.runtime import Manifest
@@ -100,9 +100,11 @@ def _encoder(
 def _decoder(
     source: Path, scratch: Path, fields: dict[str, Any], opset: int, atol: float | None, progress: Progress | None
 ) -> Made:
-    from planish.export.decoder import build_decoder
+    from planish.export.decoder import FAMILIES, build_decoder
     from planish.export.decoder_parity import check_decoder, decoder_golden
 
+    if fields["model_type"] in FAMILIES:
+        check_config(source, "text-generation")
     built = build_decoder(source, scratch, opset=opset, progress=progress)
     model = load_reference(source, "text-generation")
     parity = check_decoder(built, model, vocab_size=fields["vocab_size"], atol=atol, progress=progress)

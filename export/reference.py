@@ -20,7 +20,7 @@ from planish.errors import CheckpointError, InputError, PlanishError, nearest
 from planish.export.quiet import quiet
 from planish.export.reader import CheckpointReader
 
-__all__ = ["AUTO_CLASSES", "load_float", "load_reference"]
+__all__ = ["AUTO_CLASSES", "check_config", "load_float", "load_reference"]
 
 AUTO_CLASSES = {
     "feature-extraction": "AutoModel",
@@ -51,6 +51,12 @@ def load_float(checkpoint: Path, task: str) -> Any:
     """The model of ``checkpoint`` with float weights and eager attention, whatever the checkpoint stores."""
     reader = CheckpointReader(checkpoint)
     return _dequantized(checkpoint, reader, task) if reader.quantized else _load(checkpoint, task)
+
+
+def check_config(checkpoint: Path, task: str) -> None:
+    """Raise ``CheckpointError`` for a config.json that transformers refuses; it names the setting of a wrong kind."""
+    with _loading(task):
+        transformers.AutoConfig.from_pretrained(checkpoint, local_files_only=True)
 
 
 def _auto_class(task: str) -> Any:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from planish.errors import CheckpointError
-from planish.export import export
+from planish.export import CheckpointReader, export
+from planish.export.describe import describe
 from tests.export.small_decoders import quantized, random_decoder
 from tests.export.small_encoders import small_encoder
 from tests.tiny import word_tokenizer
@@ -88,9 +89,34 @@ def test_settings_of_encoders(key: str, value: Any, encoder: Path) -> None:
     assert key in refused(encoder)
 
 
-def test_padding_outside_the_vocabulary(encoder: Path) -> None:
-    edit(encoder / "config.json", pad_token_id=30, vocab_size=20)
-    refused(encoder)
+@pytest.mark.parametrize("value", [-1, 100])
+def test_padding_outside_the_vocabulary(value: int, encoder: Path) -> None:
+    edit(encoder / "config.json", pad_token_id=value)
+    assert "pad_token_id" in refused(encoder)
+
+
+def test_more_positions_than_anyone_has_are_no_limit(models: Path, tmp_path: Path) -> None:
+    model = copied(models, "decoder", tmp_path)
+    edit(model / "config.json", max_position_embeddings=10**12)
+    assert describe(model, CheckpointReader(model), "text-generation")["max_length"] == 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("rms_norm_eps", "x"),
+        ("rope_parameters", "x"),
+        ("hidden_act", {}),
+        ("num_hidden_layers", -1),
+        ("num_attention_heads", 0),
+        ("max_position_embeddings", 0),
+    ],
+)
+def test_shapes_of_decoders(key: str, value: Any, models: Path, tmp_path: Path) -> None:
+    model = copied(models, "decoder", tmp_path)
+    edit(model / "config.json", **{key: value})
+    message = refused(model)
+    assert key in message or key in ("num_hidden_layers", "num_attention_heads")
 
 
 @pytest.mark.parametrize("value", [None, "many"])
