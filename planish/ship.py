@@ -129,8 +129,10 @@ def read_samples(opened: Checkpoint, task: str | None, data: Path | None) -> Dat
     chosen = infer_task(opened.raw_config, task)
     if data is None:
         return None
-    labels = None if opened.is_gguf else describe(opened.path, CheckpointReader(opened.path), chosen)["labels"]
-    return load_data(data, chosen, labels)
+    if opened.is_gguf:
+        return load_data(data, chosen)
+    facts = describe(opened.path, CheckpointReader(opened.path), chosen)
+    return load_data(data, chosen, facts["labels"], facts["problem_type"])
 
 
 def as_directory(opened: Checkpoint, folder: Path) -> Path:

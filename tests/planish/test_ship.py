@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +15,11 @@ import pytest
 
 from planish import runtime
 from planish.__main__ import main
-from planish.errors import HostError
+from planish.compress import open_checkpoint
+from planish.errors import DataError, HostError
 from planish.export.quiet import quiet
 from planish.outputs import move
+from planish.ship import read_samples
 from tests.tiny import tiny_decoder, tiny_encoder
 
 RECIPE = """schema: 1
@@ -112,6 +116,19 @@ def interrupted(stop: str, model: Path, folder: Path) -> str:
     assert done.returncode == 130, done.stderr
     assert "Traceback" not in done.stderr
     return done.stderr
+
+
+def test_lists_of_labels_are_data_of_models_that_say_several(classifier: Path, tmp_path: Path) -> None:
+    data, several = tmp_path / "data.jsonl", tmp_path / "several"
+    data.write_text('{"text": "a", "label": ["short", "long"]}\n{"text": "b", "label": []}\n')
+    shutil.copytree(classifier, several)
+    config = json.loads((several / "config.json").read_text())
+    (several / "config.json").write_text(json.dumps(config | {"problem_type": "multi_label_classification"}))
+    samples = read_samples(open_checkpoint(several), None, data)
+    assert samples is not None
+    assert [len(sample.label) for sample in samples.samples] == [2, 0]
+    with pytest.raises(DataError, match=r"data\.jsonl line 1"):
+        read_samples(open_checkpoint(classifier), None, data)
 
 
 def test_control_c_names_what_is_kept_and_ship_continues(
