@@ -19,6 +19,9 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from planish.runtime import Manifest, write_manifest
+from planish.runtime.text import TextEncoder
+from tests.runtime import tiny_decoder
+from tests.tiny import byte_level_tokenizer
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 MAX_LENGTH = 48
@@ -180,3 +183,24 @@ def sentences(judge_text: str) -> list[str]:
     """Real sentences of 20 to 300 characters."""
     found = [line.strip() for line in judge_text.replace("\n", " ").split(".")]
     return [line for line in found if 20 <= len(line) <= 300][:200]
+
+
+# The tiny decoder of the tests of generation and scores.
+@pytest.fixture(scope="session")
+def encoder() -> TextEncoder:
+    return TextEncoder(byte_level_tokenizer("gpt").backend_tokenizer, {})
+
+
+@pytest.fixture(scope="session")
+def vocab(encoder: TextEncoder) -> int:
+    return int(encoder.tokenizer.get_vocab_size())
+
+
+@pytest.fixture(scope="session")
+def model(vocab: int) -> Any:
+    return tiny_decoder.make_model(vocab)
+
+
+@pytest.fixture(scope="session")
+def session(model: Any) -> Any:
+    return tiny_decoder.make_session(model)

@@ -18,30 +18,9 @@ from planish.runtime.generate import Generation, Generator
 from planish.runtime.manifest import Generation as DecoderInfo
 from planish.runtime.text import TextEncoder
 from tests.runtime import tiny_decoder
-from tests.tiny import byte_level_tokenizer
 
 PROMPTS = ["Call me Ishmael.", "It", "The whale, the whale! Up helm, up helm! Oh, all ye sweet powers of air, hug me"]
 SAMPLED = {"temperature": 0.9, "top_k": 50, "top_p": 0.95, "seed": 7}
-
-
-@pytest.fixture(scope="module")
-def encoder() -> TextEncoder:
-    return TextEncoder(byte_level_tokenizer("gpt").backend_tokenizer, {})
-
-
-@pytest.fixture(scope="module")
-def vocab(encoder: TextEncoder) -> int:
-    return int(encoder.tokenizer.get_vocab_size())
-
-
-@pytest.fixture(scope="module")
-def model(vocab: int) -> Any:
-    return tiny_decoder.make_model(vocab)
-
-
-@pytest.fixture(scope="module")
-def session(model: Any) -> Any:
-    return tiny_decoder.make_session(model)
 
 
 @pytest.fixture(scope="module")

@@ -14,29 +14,8 @@ from planish.runtime.manifest import Generation as DecoderInfo
 from planish.runtime.score import negative_log_likelihood, score
 from planish.runtime.text import TextEncoder
 from tests.runtime import tiny_decoder
-from tests.tiny import byte_level_tokenizer
 
 INFO = DecoderInfo(**tiny_decoder.manifest_info())
-
-
-@pytest.fixture(scope="module")
-def encoder() -> TextEncoder:
-    return TextEncoder(byte_level_tokenizer("gpt").backend_tokenizer, {})
-
-
-@pytest.fixture(scope="module")
-def vocab(encoder: TextEncoder) -> int:
-    return int(encoder.tokenizer.get_vocab_size())
-
-
-@pytest.fixture(scope="module")
-def model(vocab: int) -> Any:
-    return tiny_decoder.make_model(vocab)
-
-
-@pytest.fixture(scope="module")
-def session(model: Any) -> Any:
-    return tiny_decoder.make_session(model)
 
 
 def reference(model: Any, ids: list[int], context: int) -> list[float]:
