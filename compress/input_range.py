@@ -1,8 +1,8 @@
-"""Static ranges for quantized inputs: the largest magnitude each layer reads on calibration text.
+"""Static ranges for quantized inputs: the magnitudes each layer reads on calibration text.
 
-The whole range is kept. Cutting it to lessen the rounding error of the layer's own output, as one does with weights, is
-what ruins an encoder: the rare token with a huge channel is the one the following layers steer by (on MiniLM cosine to
-the parent 0.988 with a cut range at query, key and value, 0.998 with the whole one).
+The whole range is the default. Cutting it to lessen the rounding error, as one does with weights, is what ruins an
+encoder: the rare token with a huge channel is the one the following layers steer by (on MiniLM cosine to the parent
+0.988 with the least squared error at query, key and value, 0.998 with the whole range).
 """
 
 from __future__ import annotations
@@ -14,36 +14,32 @@ from typing import Any
 import torch
 from torch import nn
 
+from planish.compress.magnitudes import Magnitudes
 from planish.compress.stream import no_cache
 from planish.compress.walk import Layer
-from planish.errors import DataError, RecipeError
+from planish.errors import RecipeError
 
-__all__ = ["largest_inputs", "static_scale"]
+__all__ = ["input_magnitudes", "static_scale"]
 
 _TOKENS_PER_BATCH = 2048
 _HALF_STEPS = 127.5
 """Half of the 255 steps between -128 and 127, as compressed-tensors counts."""
 
 
-def largest_inputs(
+def input_magnitudes(
     model: nn.Module, layers: list[Layer], windows: torch.Tensor, tick: Callable[[int, int], None]
-) -> dict[str, float]:
-    """Module name -> ``max|x|`` over all its inputs on ``windows`` (int64 ``[n, tokens]``, no padding).
-
-    A maximum does not depend on how the windows are cut into batches, and needs one number a layer.
+) -> dict[str, Magnitudes]:
+    """Module name -> magnitudes of all its inputs on ``windows`` (int64 ``[n, tokens]``, no padding).
 
     Raises:
         RecipeError: a layer is not called.
         DataError: a layer's inputs are not finite.
     """
-    found: dict[str, float] = {}
+    found: dict[str, Magnitudes] = {}
 
     def watch(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
         def see(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            largest = float(inputs[0].abs().max())
-            if not largest < float("inf"):
-                raise DataError(f"finite inputs of {name} on calibration text", str(largest), "check the weights")
-            found[name] = max(found.get(name, 0.0), largest)
+            found.setdefault(name, Magnitudes()).add(inputs[0], name)
 
         return see
 
@@ -64,9 +60,9 @@ def largest_inputs(
     return found
 
 
-def static_scale(largest: float) -> float:
-    """The scale of int8 inputs up to ``largest``; a float16, as all scales are stored, and never 0."""
-    scale = torch.tensor(largest / _HALF_STEPS).clamp(min=2.0**-23, max=torch.finfo(torch.float16).max)
+def static_scale(limit: float) -> float:
+    """The scale of int8 inputs up to ``limit``; a float16, as all scales are stored, and never 0."""
+    scale = torch.tensor(limit / _HALF_STEPS).clamp(min=2.0**-23, max=torch.finfo(torch.float16).max)
     return float(scale.to(torch.float16))
 
 

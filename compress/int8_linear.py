@@ -11,11 +11,14 @@ Heads, classifiers and poolers stay float: they are small, and they decide.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
 
 from planish.compress.bench import Bench, Context, Stored
 from planish.compress.grid import round_to_grid
-from planish.compress.input_range import largest_inputs, static_scale
+from planish.compress.input_range import input_magnitudes, static_scale
+from planish.compress.magnitudes import Range as InputRange
 from planish.compress.passes import Pass
 from planish.compress.walk import Layer
 
@@ -33,6 +36,8 @@ class Int8Linear(Pass):
 
     activations: Literal["token", "tensor", "static"] = "token"
     range: Literal["mse", "absmax"] = "mse"
+    input_range: InputRange = "absmax"
+    percentile: Annotated[float, Field(gt=50.0, le=100.0)] = 99.99
 
     def apply(self, bench: Bench, context: Context) -> Bench:
         chosen = self.select(bench)
@@ -52,5 +57,5 @@ class Int8Linear(Pass):
         def tick(done: int, total: int) -> None:
             context.progress("calibrate", done, total)
 
-        largest = largest_inputs(bench.model, chosen, context.windows(), tick)
-        return {name: static_scale(value) for name, value in largest.items()}
+        found = input_magnitudes(bench.model, chosen, context.windows(), tick)
+        return {name: static_scale(seen.limit(self.input_range, self.percentile)) for name, seen in found.items()}

@@ -11,7 +11,7 @@ import torch
 
 from planish.compress.activations import quantize_inputs
 from planish.compress.bench import Bench
-from planish.compress.input_range import largest_inputs, static_scale
+from planish.compress.input_range import input_magnitudes, static_scale
 from planish.errors import DataError, RecipeError
 
 Model = Callable[..., Any]
@@ -38,7 +38,7 @@ def test_finds_what_each_layer_reads(small_model: Model, kind: str) -> None:
         for window in windows.split(1):
             model(input_ids=window)
         alone = dict(expected)
-        found = largest_inputs(model, layers, windows, no_tick)
+        found = {name: seen.largest for name, seen in input_magnitudes(model, layers, windows, no_tick).items()}
     assert found == pytest.approx(alone, rel=1e-5)
     assert min(found.values()) > 0
 
@@ -49,10 +49,10 @@ def test_layers_out_of_reach_and_broken_models_are_refused(small_model: Model) -
     windows = torch.full((2, 8), 7)
     model.pooler = None
     with torch.no_grad(), pytest.raises(RecipeError, match="called on calibration text"):
-        largest_inputs(model, layers, windows, no_tick)
+        input_magnitudes(model, layers, windows, no_tick)
     next(layer for layer in layers if "intermediate" in layer.name).module.weight.data[0] = float("nan")
     with torch.no_grad(), pytest.raises(DataError, match="finite inputs"):
-        largest_inputs(model, [layer for layer in layers if layer.role == "body"], windows, no_tick)
+        input_magnitudes(model, [layer for layer in layers if layer.role == "body"], windows, no_tick)
 
 
 @pytest.mark.parametrize(("largest", "scale"), [(127.5, 1.0), (0.0, 2.0**-23), (1e9, 65504.0), (255.0, 2.0)])
@@ -77,9 +77,11 @@ def test_the_whole_range_beats_half_of_it_on_minilm(minilm: Path, judge_text: st
         model = AutoModel.from_pretrained(minilm).eval()
         layers = [layer for layer in Bench.of(model).layers if layer.role == "body" and "att" in layer.name]
         if factor is not None:
-            found = largest_inputs(model, layers, torch.tensor(calibration["input_ids"]), no_tick)
+            found = input_magnitudes(model, layers, torch.tensor(calibration["input_ids"]), no_tick)
             for layer in layers:
-                quantize_inputs(layer.module, "tensor", torch.tensor([static_scale(found[layer.name] * factor)]))
+                quantize_inputs(
+                    layer.module, "tensor", torch.tensor([static_scale(found[layer.name].largest * factor)])
+                )
         hidden = model(**{key: torch.tensor(value) for key, value in judged.items()}).last_hidden_state
         mask = torch.tensor(judged["attention_mask"])[..., None]
         return torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
