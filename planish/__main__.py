@@ -46,6 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\nplanish: {told}", file=sys.stderr)
         if json_wanted:
             say_failed(INTERRUPTED, "KeyboardInterrupt", told)
+        # An interrupt that came out of an exec() of a string (imports do such) makes `python -m` end by the signal in
+        # place of our exit code, unless another exec() ends well.
+        exec("")
         return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader went away: nothing to say to it
@@ -56,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def escape_what_cannot_be_written() -> None:
-    """Let stdout write what its encoding lacks as ``\\uXXXX``, which is also how JSON spells it."""
+    """Let stdout write what its encoding lacks as an escaped code point, which is also how JSON spells it."""
     codecs.register_error("planish.escape", escaped)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="planish.escape")

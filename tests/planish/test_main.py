@@ -99,3 +99,15 @@ def test_what_stdout_cannot_spell_is_escaped_as_json_does(monkeypatch: pytest.Mo
     text = "é 😀 \udcff"
     print(json.dumps({"text": text}, ensure_ascii=False), flush=True)
     assert json.loads(raw.getvalue().decode("ascii")) == {"text": text}
+
+
+def test_control_c_inside_an_exec_keeps_the_exit_code(tmp_path: Path) -> None:
+    """Python remembers such an interrupt and would end `python -m` by the signal, -2 to a parent."""
+    (tmp_path / "interrupted.py").write_text(
+        "import sys\n"
+        "from planish import __main__, cli\n"
+        "cli.planish.make_context = lambda *arguments: exec('raise KeyboardInterrupt')\n"
+        "sys.exit(__main__.main(['doctor']))\n"
+    )
+    done = subprocess.run([sys.executable, "-m", "interrupted"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 130, done.stderr
