@@ -10,7 +10,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-__all__ = ["fake_quantize", "quantize_inputs"]
+__all__ = ["HALF_STEPS", "fake_quantize", "quantize_inputs"]
+
+HALF_STEPS = 127.5
+"""Half of the 255 steps between -128 and 127, as compressed-tensors counts."""
 
 _EPSILON = torch.finfo(torch.float32).eps  # the scale of an input of zeros
 
@@ -33,14 +36,17 @@ def _dynamic_scale(x: torch.Tensor, strategy: str) -> torch.Tensor:
         low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)
     else:
         low, high = torch.aminmax(x)
-    scale = torch.maximum(low.clamp(max=0).abs(), high.clamp(min=0)) / 127.5
+    scale = torch.maximum(low.clamp(max=0).abs(), high.clamp(min=0)) / HALF_STEPS
     return torch.where(scale == 0, _EPSILON, scale)
 
 
-def quantize_inputs(module: nn.Module, strategy: str, scale: torch.Tensor | None = None) -> None:
-    """Make ``module`` quantize its first input before every call."""
+def quantize_inputs(
+    module: nn.Module, strategy: str, scale: torch.Tensor | None = None, factor: torch.Tensor | None = None
+) -> None:
+    """Make ``module`` quantize its first input before every call, times ``factor`` (``[in]``) first if there is one."""
 
     def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        return (fake_quantize(inputs[0], strategy, scale), *inputs[1:])
+        x = inputs[0] if factor is None else inputs[0] * factor
+        return (fake_quantize(x, strategy, scale), *inputs[1:])
 
     module.register_forward_pre_hook(hook)

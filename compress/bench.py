@@ -27,8 +27,8 @@ class Stored:
     """A quantized layer as the checkpoint will hold it.
 
     ``packed``: several integers in one int32 (weight-only), else one int8 each. ``activations``: how inputs are
-    quantized at run time, None = not at all; ``input_scale`` is theirs if it is static. ``quality``: errors measured
-    meanwhile, relative and squared.
+    quantized at run time, None = not at all; ``input_scale`` and ``pre_quant_scale`` (``[in]``, see input_range.py) are
+    theirs if they are static. ``quality``: errors measured meanwhile, relative and squared.
     """
 
     quantized: Quantized
@@ -36,6 +36,12 @@ class Stored:
     activations: Activations | None = None
     quality: dict[str, float] = field(default_factory=dict)
     input_scale: float | None = None
+    pre_quant_scale: torch.Tensor | None = None
+
+    def dequantize(self) -> torch.Tensor:
+        """The float32 weight ``[out, in]`` this layer multiplies its unscaled input by."""
+        weight = self.quantized.dequantize()
+        return weight if self.pre_quant_scale is None else weight * self.pre_quant_scale
 
     @property
     def bits(self) -> int:
@@ -43,6 +49,7 @@ class Stored:
         q = self.quantized
         zero_points = 0 if q.zero_point is None else q.zero_point.numel() * q.bits
         scales = q.scale.numel() + (self.input_scale is not None)
+        scales += 0 if self.pre_quant_scale is None else self.pre_quant_scale.numel()
         return q.values.numel() * q.bits + scales * 16 + zero_points
 
 
@@ -64,7 +71,7 @@ class Bench:
 
     def store(self, layer: Layer, stored: Stored) -> None:
         """Keep the integers of ``layer`` and give the model their dequantized values."""
-        weight = stored.quantized.dequantize()
+        weight = stored.dequantize()
         stored.quality["weight_error"] = relative_error(layer.weight, weight)
         layer.set_weight(weight)
         self.stored[layer.name] = stored

@@ -2,7 +2,9 @@
 
 The weight range minimizes the squared error of rounding (see grid.py). ``token`` takes each token's scale from the
 token itself: no data needed, and the most exact. ``static`` takes one scale a layer from calibration text (see
-input_range.py): nothing is left to be found out while the model runs, so it is faster. Either way a text's answer does
+input_range.py): nothing is left to be found out while the model runs, so it is faster, and it is all TensorRT takes;
+``smoothing`` moves what is uneven between channels into the weights, without which one scale is not enough for
+feed-forward layers. Either way a text's answer does
 not depend on what else is in its batch; with ``tensor``, one scale found for the whole batch, it does. (So it does for
 OPT with ``token``: transformers flattens what its feed-forward layers read, and all tokens of a batch are one there.)
 Heads, classifiers and poolers stay float: they are small, and they decide.
@@ -17,10 +19,11 @@ from pydantic import Field
 
 from planish.compress.bench import Bench, Context, Stored
 from planish.compress.grid import round_to_grid
-from planish.compress.input_range import input_magnitudes, static_scale
+from planish.compress.input_range import InputScale, input_scales
 from planish.compress.magnitudes import Range as InputRange
 from planish.compress.passes import Pass
 from planish.compress.walk import Layer
+from planish.errors import RecipeError
 
 __all__ = ["Int8Linear"]
 
@@ -38,24 +41,47 @@ class Int8Linear(Pass):
     range: Literal["mse", "absmax"] = "mse"
     input_range: InputRange = "absmax"
     percentile: Annotated[float, Field(gt=50.0, le=100.0)] = 99.99
+    smoothing: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
 
     def apply(self, bench: Bench, context: Context) -> Bench:
         chosen = self.select(bench)
-        scales = self._input_scales(bench, context, chosen)
+        if self.smoothing is not None and self.activations != "static":
+            raise RecipeError(
+                f"pass {self.name} with smoothing to have static activations", self.activations, "activations: static"
+            )
+        inputs = self._inputs(bench, context, chosen)
         for done, layer in enumerate(chosen):
             context.progress(self.name, done, len(chosen))
-            quantized = round_to_grid(layer.weight, bits=8, group_size=None, symmetric=True, range=self.range)
-            scale = scales.get(layer.name)
-            bench.store(layer, Stored(quantized, packed=False, activations=self.activations, input_scale=scale))
+            how = inputs.get(layer.name, _DYNAMIC)
+            weight = layer.weight if how.pre_quant_scale is None else layer.weight / how.pre_quant_scale
+            quantized = round_to_grid(weight, bits=8, group_size=None, symmetric=True, range=self.range)
+            scale = how.scale if self.activations == "static" else None
+            bench.store(
+                layer,
+                Stored(
+                    quantized,
+                    packed=False,
+                    activations=self.activations,
+                    input_scale=scale,
+                    pre_quant_scale=how.pre_quant_scale,
+                ),
+            )
         context.progress(self.name, len(chosen), len(chosen))
         return bench
 
-    def _input_scales(self, bench: Bench, context: Context, chosen: list[Layer]) -> dict[str, float]:
+    def _inputs(self, bench: Bench, context: Context, chosen: list[Layer]) -> dict[str, InputScale]:
         if self.activations != "static":
             return {}
+        return input_scales(
+            bench.model,
+            chosen,
+            context.windows(),
+            method=self.input_range,
+            percentile=self.percentile,
+            smoothing=self.smoothing,
+            tick=lambda done, total: context.progress("calibrate", done, total),
+            pieces=context.pieces,
+        )
 
-        def tick(done: int, total: int) -> None:
-            context.progress("calibrate", done, total)
 
-        found = input_magnitudes(bench.model, chosen, context.windows(), tick)
-        return {name: static_scale(seen.limit(self.input_range, self.percentile)) for name, seen in found.items()}
+_DYNAMIC = InputScale(1.0)

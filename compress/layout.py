@@ -30,6 +30,8 @@ def layer_tensors(name: str, stored: Stored) -> dict[str, torch.Tensor]:
         tensors = {f"{name}.weight": q.values, f"{name}.weight_scale": scale}
         if stored.input_scale is not None:
             tensors[f"{name}.input_scale"] = torch.tensor([stored.input_scale], dtype=torch.float16)
+        if stored.pre_quant_scale is not None:
+            tensors[f"{name}.pre_quant_scale"] = stored.pre_quant_scale.to(torch.float16)
         return tensors
     tensors = {
         f"{name}.weight_packed": pack(q.values, q.bits),
@@ -73,9 +75,11 @@ def _scheme(layer: Layer, stored: Stored) -> dict[str, Any]:
         static = stored.activations == "static"
         strategy = "tensor" if static else stored.activations
         scheme["input_activations"] = _arguments(8, True, strategy, None, dynamic=not static)
+    # No such keys in compressed-tensors: its strict schema refuses the checkpoint, instead of filling layers it cannot
+    # see with random numbers, or leaving out what it does not know.
+    if stored.pre_quant_scale is not None:
+        scheme["pre_quant_scale"] = True
     if layer.kind == "conv1d":
-        # No such key in compressed-tensors: its strict schema refuses the checkpoint instead of filling the layers,
-        # which it cannot see, with random numbers.
         scheme["module_class"] = "Conv1D"
     return scheme
 

@@ -42,7 +42,7 @@ def load(checkpoint: str | Path) -> nn.Module:
     for name, scheme in schemes.items():
         weight = _quantized(name, scheme, tensors).dequantize()
         plain[f"{name}.weight"] = weight.t().contiguous() if "module_class" in scheme else weight
-    scales = {name: tensors[f"{name}.input_scale"] for name in schemes if f"{name}.input_scale" in tensors}
+    scales = {key: value.float() for key, value in tensors.items() if key.endswith(_INPUT_PARTS)}
     del tensors
     model = _build(config, plain, folder)
     for name, scheme in schemes.items():
@@ -52,7 +52,7 @@ def load(checkpoint: str | Path) -> nn.Module:
                 f"{name} to be a {scheme.get('module_class', 'Linear')}", type(module).__name__, _AGAIN
             )
         if scheme.get("input_activations"):
-            _quantize_inputs(module, name, scheme["input_activations"], scales)
+            _quantize_inputs(module, name, scheme, scales)
     return model
 
 
@@ -68,13 +68,17 @@ def read_layers(checkpoint: str | Path) -> dict[str, Quantized]:
     return {name: _quantized(name, scheme, tensors) for name, scheme in schemes.items()}
 
 
-def _quantize_inputs(module: nn.Module, name: str, inputs: Scheme, scales: dict[str, torch.Tensor]) -> None:
-    if not inputs.get("dynamic") and name not in scales:
-        raise CheckpointError(f"{name}.input_scale, as its inputs have a static scale", "none", _AGAIN)
-    quantize_inputs(module, inputs["strategy"], None if inputs.get("dynamic") else scales[name].float())
+def _quantize_inputs(module: nn.Module, name: str, scheme: Scheme, scales: dict[str, torch.Tensor]) -> None:
+    inputs, smoothed = scheme["input_activations"], bool(scheme.get("pre_quant_scale"))
+    dynamic, factor = inputs.get("dynamic"), scales.get(f"{name}.pre_quant_scale")
+    for part, wanted in (("input_scale", not dynamic), ("pre_quant_scale", smoothed)):
+        if wanted and f"{name}.{part}" not in scales:
+            raise CheckpointError(f"{name}.{part}, as quantization_config says", "none", _AGAIN)
+    quantize_inputs(module, inputs["strategy"], None if dynamic else scales[f"{name}.input_scale"], factor)
 
 
 _AGAIN = "write the checkpoint again with planish compress"
+_INPUT_PARTS = (".input_scale", ".pre_quant_scale")
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -110,7 +114,7 @@ def _matches(name: str, target: str) -> bool:
 
 def _belongs(key: str, schemes: dict[str, Scheme]) -> bool:
     owner, _, leaf = key.rpartition(".")
-    return owner in schemes and (leaf.startswith("weight") or leaf == "input_scale")
+    return owner in schemes and (leaf.startswith("weight") or leaf in ("input_scale", "pre_quant_scale"))
 
 
 def _quantized(name: str, scheme: Scheme, tensors: dict[str, torch.Tensor]) -> Quantized:

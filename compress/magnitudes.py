@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from planish.compress.activations import HALF_STEPS
 from planish.errors import DataError
 
 __all__ = ["Magnitudes", "Range"]
@@ -24,7 +25,6 @@ Range = Literal["absmax", "percentile", "mse", "entropy"]
 
 _SHIFT = 23 - 6  # mantissa bits of a float32 that are dropped
 _BINS = 0x7F800000 >> _SHIFT  # up to infinity
-_HALF_STEPS = 127.5
 _LEVELS = 128  # of the entropy method: magnitudes an int8 can tell apart
 _FINE = 2048  # its linear bins
 _CANDIDATES = 8 * 64  # ranges tried by mse: the eight octaves below the largest value
@@ -74,7 +74,7 @@ class Magnitudes:
         centres, weights = self._occupied()
         last = int(self.counts.nonzero()[-1])
         limits = _edges()[max(1, last + 2 - _CANDIDATES) : last + 2].clamp(max=self.largest).double()
-        steps = (limits / _HALF_STEPS)[:, None]
+        steps = (limits / HALF_STEPS)[:, None]
         rounded = (centres / steps).round().clamp(max=127) * steps
         errors = ((centres - rounded).square() * weights).sum(1)
         return float(limits[int(errors.argmin())])

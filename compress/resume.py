@@ -107,6 +107,24 @@ class Pieces:
 
     def load(self, piece: str, tag: str) -> dict[str, Stored] | None:
         """A piece saved with the same tag by an earlier run, else None."""
+        saved = self.load_state(piece, tag)
+        if saved is None:
+            return None
+        tensors, layers = saved
+        return {name: _unpack(facts, name, tensors) for name, facts in layers}
+
+    def save(self, piece: str, tag: str, layers: dict[str, Stored]) -> None:
+        """Write a piece: aside, synced, renamed."""
+        tensors: dict[str, torch.Tensor] = {}
+        for name, stored in layers.items():
+            q = stored.quantized
+            tensors |= {f"{name}:values": q.values, f"{name}:scale": q.scale}
+            if q.zero_point is not None:
+                tensors[f"{name}:zero_point"] = q.zero_point
+        self.save_state(piece, tag, tensors, [(name, _facts(stored)) for name, stored in layers.items()])
+
+    def load_state(self, piece: str, tag: str) -> tuple[dict[str, torch.Tensor], Any] | None:
+        """Tensors and facts saved with the same tag by an earlier run, else None."""
         path = self._path(piece)
         if not path.is_file():
             return None
@@ -118,25 +136,18 @@ class Pieces:
             metadata = file.metadata() or {}
             if metadata.get("tag") != tag:
                 return None
-            layers = json.loads(metadata["layers"])
-            return {
-                name: _unpack(facts, name, {k: file.get_tensor(k) for k in _keys(facts, name)})
-                for name, facts in layers
-            }
+            return {key: file.get_tensor(key) for key in file.keys()}, json.loads(metadata["facts"])  # noqa: SIM118
 
-    def save(self, piece: str, tag: str, layers: dict[str, Stored]) -> None:
-        """Write a piece: aside, synced, renamed."""
+    def save_state(self, piece: str, tag: str, tensors: dict[str, torch.Tensor], facts: Any) -> None:
+        """Write tensors and facts (plain JSON): aside, synced, renamed."""
         self._folder.make()
         path = self._path(piece)
-        tensors: dict[str, torch.Tensor] = {}
-        for name, stored in layers.items():
-            q = stored.quantized
-            tensors |= {f"{name}:values": q.values.contiguous(), f"{name}:scale": q.scale.contiguous()}
-            if q.zero_point is not None:
-                tensors[f"{name}:zero_point"] = q.zero_point.contiguous()
-        facts = [(name, _facts(stored)) for name, stored in layers.items()]
         aside = path.with_suffix(".tmp")
-        save_file(tensors, aside, metadata={"tag": tag, "layers": json.dumps(facts)})
+        save_file(
+            {key: value.contiguous() for key, value in tensors.items()},
+            aside,
+            metadata={"tag": tag, "facts": json.dumps(facts)},
+        )
         _sync_rename(aside, path)
 
     def _path(self, piece: str) -> Path:
@@ -148,16 +159,10 @@ def _facts(stored: Stored) -> dict[str, Any]:
     return {
         "bits": q.bits,
         "group_size": q.group_size,
-        "symmetric": q.zero_point is None,
         "packed": stored.packed,
         "activations": stored.activations,
-        "input_scale": stored.input_scale,
         "quality": stored.quality,
     }
-
-
-def _keys(facts: dict[str, Any], name: str) -> list[str]:
-    return [f"{name}:values", f"{name}:scale", *([] if facts["symmetric"] else [f"{name}:zero_point"])]
 
 
 def _unpack(facts: dict[str, Any], name: str, tensors: dict[str, torch.Tensor]) -> Stored:
@@ -168,7 +173,7 @@ def _unpack(facts: dict[str, Any], name: str, tensors: dict[str, torch.Tensor]) 
         facts["bits"],
         facts["group_size"],
     )
-    return Stored(quantized, facts["packed"], facts["activations"], facts["quality"], facts["input_scale"])
+    return Stored(quantized, facts["packed"], facts["activations"], facts["quality"])
 
 
 def write_synced(path: Path, content: bytes) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from planish.compress.stream import no_cache
+from planish.compress.calibrate import no_cache
 from planish.compress.walk import Layer
 
 __all__ = ["loss_saliency"]

@@ -7,7 +7,6 @@ each block is called alone, and its outputs overwrite its inputs.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,13 +16,12 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from planish.compress.calibrate import TOKENS_PER_BATCH, SharedInputs, no_cache
 from planish.compress.gptq import HessianSum
 from planish.compress.walk import Layer
 from planish.errors import CheckpointError
 
-__all__ = ["Stream", "collect_hessians", "no_cache"]
-
-_TOKENS_PER_BATCH = 2048
+__all__ = ["Stream", "collect_hessians"]
 
 
 class _Stop(Exception):
@@ -48,7 +46,7 @@ class Stream:
     def start(cls, model: nn.Module, blocks: nn.ModuleList, windows: torch.Tensor, tick: Callable[[], None]) -> Stream:
         """Run the model up to its first block on all ``windows`` (int64 ``[n, tokens]``)."""
         count, tokens = windows.shape
-        size = max(1, _TOKENS_PER_BATCH // tokens)
+        size = max(1, TOKENS_PER_BATCH // tokens)
         batches = [slice(start, min(start + size, count)) for start in range(0, count, size)]
         stream = cls(blocks, torch.empty(0), batches)
         for part in batches:
@@ -107,11 +105,6 @@ def _record(
     return first[0], extras
 
 
-def no_cache(model: nn.Module) -> dict[str, bool]:
-    """The argument that keeps a decoder from building a key/value cache, where it knows one."""
-    return {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
-
-
 @contextmanager
 def collect_hessians(
     layers: list[Layer], weights: Callable[[str], torch.Tensor | None] = lambda name: None
@@ -123,19 +116,16 @@ def collect_hessians(
     has a sum of its own.
     """
     sums: dict[str, HessianSum] = {}
-    leaders: dict[str, str] = {}
-    seen: list[tuple[torch.Tensor, str]] = []
+    shared = SharedInputs()
 
     def hook(layer: Layer) -> Callable[..., None]:
         def add(_: nn.Module, args: tuple[Any, ...]) -> None:
             inputs, weighing = args[0], weights(layer.name)
-            if layer.name not in leaders:
-                shared = (name for tensor, name in seen if tensor is inputs and weighing is None)
-                leaders[layer.name] = next(shared, layer.name)
-                if leaders[layer.name] == layer.name:
-                    seen.append((inputs, layer.name))
+            if weighing is not None:
+                shared.leaders[layer.name] = layer.name
+            if shared.leads(layer.name, inputs):
+                if layer.name not in sums:
                     sums[layer.name] = HessianSum(inputs.shape[-1])
-            if leaders[layer.name] == layer.name:
                 sums[layer.name].add(inputs, weighing)
 
         return add
@@ -147,4 +137,4 @@ def collect_hessians(
     finally:
         for handle in handles:
             handle.remove()
-    found.update({name: sums[leader] for name, leader in leaders.items()})
+    found.update({name: sums[leader] for name, leader in shared.leaders.items()})

@@ -22,7 +22,7 @@ from planish.export.emit_linear import emit_linear
 from planish.export.lower_builder import CONTRIB, Builder
 from planish.export.reader import FloatLinear, QuantizedLinear
 
-__all__ = ["lower_linear"]
+__all__ = ["lower_linear", "smoothed"]
 
 _RANGE = 127.5
 """Half of the 255 steps between -128 and 127, as compressed-tensors counts."""
@@ -48,9 +48,19 @@ def _per_token(build: Builder, x: ir.Value, layer: QuantizedLinear, name: str) -
 
 
 def _one_scale(build: Builder, x: ir.Value, layer: QuantizedLinear, name: str) -> ir.Value:
-    integers, scale = build.once((layer.input_scale, x), lambda: _quantize_tensor(build, x, layer.input_scale))
+    factor = layer.pre_quant_scale
+    key = (layer.input_scale, None if factor is None else factor.tobytes(), x)
+    integers, scale = build.once(
+        key, lambda: _quantize_tensor(build, smoothed(build, x, layer, name), layer.input_scale)
+    )
     bias = None if layer.bias is None else build.weight(f"{name}.bias", layer.bias)
     return _product(build, integers, scale, build.constant(128, "uint8"), layer, name, bias)
+
+
+def smoothed(build: Builder, x: ir.Value, layer: QuantizedLinear, name: str) -> ir.Value:
+    """``x`` times the layer's ``pre_quant_scale``, if it has one."""
+    factor = layer.pre_quant_scale
+    return x if factor is None else build.op("Mul", x, build.weight(f"{name}.pre_quant_scale", factor))
 
 
 def _product(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 __all__ = ["graph_integers", "quantizer_inputs", "write_probe"]
 
 SUFFIX = ".quantized.weight"
+SMOOTHING = ".pre_quant_scale"
 
 
 def quantizer_inputs(path: Path) -> dict[str, str]:
@@ -27,10 +28,20 @@ def quantizer_inputs(path: Path) -> dict[str, str]:
         assert weight is not None
         quantizer = integers.producer()
         assert quantizer is not None
-        assert quantizer.inputs[0] is not None
+        read = _before_smoothing(quantizer.inputs[0])
         for module in modules_of(weight):
-            readers[module] = str(quantizer.inputs[0].name)
+            readers[module] = str(read.name)
     return readers
+
+
+def _before_smoothing(value: ir.Value | None) -> ir.Value:
+    """What a layer reads: the value before it is multiplied by a ``pre_quant_scale``."""
+    assert value is not None
+    node = value.producer()
+    if node is None or node.op_type != "Mul" or not str(getattr(node.inputs[1], "name", "")).endswith(SMOOTHING):
+        return value
+    assert node.inputs[0] is not None
+    return node.inputs[0]
 
 
 def modules_of(weight: ir.Value) -> list[str]:

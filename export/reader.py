@@ -13,7 +13,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import ml_dtypes  # noqa: F401  registers bfloat16 with numpy, which safetensors looks up by name
 import numpy as np
@@ -21,72 +21,15 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from planish.errors import CheckpointError
+from planish.export.layers import Activations, FloatLinear, QuantizedLinear
 
 __all__ = ["CheckpointReader", "FloatLinear", "QuantizedLinear", "read_json", "unpack_int32"]
 
 Array = NDArray[Any]
-Activations = Literal["token", "tensor", "static"] | None
 
 _FORMATS = ("pack-quantized", "int-quantized", "naive-quantized")
 _LINEAR_CLASSES = ("Linear", "Conv1D")
 _EMBEDDING_CLASSES = ("Embedding",)
-
-
-@dataclass(frozen=True)
-class FloatLinear:
-    """A weight left in floating point: ``weight`` float32 ``[out, in]``, ``bias`` float32 ``[out]`` or None."""
-
-    weight: Array
-    bias: Array | None = None
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return int(self.weight.shape[0]), int(self.weight.shape[1])
-
-    def dequantized(self) -> Array:
-        """The float32 weight ``[out, in]``."""
-        return self.weight
-
-
-@dataclass(frozen=True)
-class QuantizedLinear:
-    """Integers and scales as stored; weight = ``(values - zero_point) * scale``.
-
-    ``values`` int8 ``[out, in]`` in the signed range of ``bits``; ``scale`` float32 ``[out, groups]``; ``zero_point``
-    int8 of the same shape, None if symmetric; ``group_size`` None means one group a row. ``activations`` says whether
-    inputs are quantized to 8 bits too: dynamically per token or with one scale a tensor, or with the static
-    ``input_scale``.
-    """
-
-    values: Array
-    scale: Array
-    zero_point: Array | None
-    bits: int
-    group_size: int | None
-    activations: Activations = None
-    bias: Array | None = None
-    input_scale: float | None = None
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return int(self.values.shape[0]), int(self.values.shape[1])
-
-    @property
-    def input_words(self) -> str:
-        """How inputs are quantized, for a person to read."""
-        if self.activations is None:
-            return "float"
-        return "int8 static" if self.activations == "static" else f"int8 per {self.activations}"
-
-    def dequantized(self) -> Array:
-        """The float32 weight ``[out, in]`` that the integers stand for."""
-        rows, width = self.shape
-        groups = self.scale.shape[1]
-        q = self.values.reshape(rows, groups, width // groups).astype(np.float32)
-        if self.zero_point is not None:
-            q -= self.zero_point[:, :, None]
-        q *= self.scale[:, :, None]
-        return q.reshape(rows, width)
 
 
 @dataclass(frozen=True)
@@ -98,6 +41,7 @@ class _Scheme:
     group_size: int | None
     symmetric: bool
     activations: Activations
+    smoothed: bool
 
 
 class CheckpointReader:
@@ -237,6 +181,7 @@ class CheckpointReader:
             scheme.activations,
             bias,
             self._input_scale(module) if scheme.activations == "static" else None,
+            self._pre_quant_scale(module, width) if scheme.smoothed else None,
         )
 
     def _input_scale(self, module: str) -> float:
@@ -244,6 +189,14 @@ class CheckpointReader:
         if scale.size != 1 or not 0 < scale[0] < np.inf:
             raise CheckpointError(f"one positive {module}.input_scale", str(scale)[:80], "compress the model again")
         return float(scale[0])
+
+    def _pre_quant_scale(self, module: str, width: int) -> Array:
+        factor = self.float32(f"{module}.pre_quant_scale")
+        if factor.shape != (width,) or not bool(np.all((factor > 0) & (factor < np.inf))):
+            raise CheckpointError(
+                f"{width} positive numbers as {module}.pre_quant_scale", str(factor)[:80], "compress the model again"
+            )
+        return factor
 
     def _scheme(self, module: str, classes: tuple[str, ...]) -> _Scheme | None:
         """The group that applies: exact name before regex before class, as compressed-tensors decides."""
@@ -347,12 +300,13 @@ def _scheme(name: str, group: dict[str, Any], top_format: str) -> _Scheme:
     weights = group.get("weights") or {}
     form = group.get("format") or top_format
     strategy = weights.get("strategy")
-    inputs = group.get("input_activations")
+    inputs, smoothed = group.get("input_activations"), bool(group.get("pre_quant_scale"))
     problem = (
         form not in _FORMATS
         or weights.get("type", "int") != "int"
         or strategy not in ("channel", "group", "tensor")
         or (inputs is not None and not _known_inputs(inputs))
+        or (smoothed and (inputs is None or inputs.get("dynamic", False)))
     )
     if problem:
         raise CheckpointError(
@@ -364,9 +318,8 @@ def _scheme(name: str, group: dict[str, Any], top_format: str) -> _Scheme:
     if inputs is not None:
         activations = "token" if inputs["strategy"] == "token" else "tensor" if inputs.get("dynamic") else "static"
     group_size = int(weights["group_size"]) if strategy == "group" else None
-    return _Scheme(
-        tuple(group["targets"]), int(weights["num_bits"]), group_size, bool(weights.get("symmetric", True)), activations
-    )
+    symmetric = bool(weights.get("symmetric", True))
+    return _Scheme(tuple(group["targets"]), int(weights["num_bits"]), group_size, symmetric, activations, smoothed)
 
 
 def _known_inputs(inputs: dict[str, Any]) -> bool:

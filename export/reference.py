@@ -17,6 +17,8 @@ import transformers
 from transformers.pytorch_utils import Conv1D
 
 from planish.errors import CheckpointError, InputError, PlanishError, nearest
+from planish.export.fake_quantize import quantize_inputs
+from planish.export.layers import QuantizedLinear
 from planish.export.quiet import quiet
 from planish.export.reader import CheckpointReader
 
@@ -38,12 +40,16 @@ _OPTIONS = {"dtype": torch.float32, "attn_implementation": "eager"}
 def load_reference(checkpoint: Path, task: str) -> Any:
     """The model of ``checkpoint`` in eval mode and float32, computing what the quantized checkpoint computes.
 
-    compressed-tensors does not know GPT-2's Conv1D; such checkpoints are dequantized here, and may not have quantized
-    activations. Raises ``CheckpointError`` if weights the task needs are missing or cannot be loaded.
+    compressed-tensors knows neither GPT-2's Conv1D nor ``pre_quant_scale``; such checkpoints are dequantized here, and
+    their inputs quantized by hooks (fake_quantize.py).
+
+    Raises ``CheckpointError`` if weights the task needs are missing or cannot be loaded.
     """
     reader = CheckpointReader(checkpoint)
     if reader.quantized and reader.config.get("model_type") == "gpt2":
         return _dequantized(checkpoint, reader, task)
+    if any(name.endswith(".pre_quant_scale") for name in reader.names):
+        return _emulated(checkpoint, reader, task)
     return _load(checkpoint, task)
 
 
@@ -103,6 +109,22 @@ def _check_complete(missing: Any, task: str) -> None:
         )
 
 
+def _emulated(checkpoint: Path, reader: CheckpointReader, task: str) -> Any:
+    """The float model with hooks that quantize inputs as the checkpoint says."""
+    model = _dequantized(checkpoint, reader, task)
+    layers, prefix = dict(model.named_modules()), f"{model.base_model_prefix}."
+    for key in reader.names:
+        name, _, part = key.rpartition(".")
+        layer = _module_of(name, layers, prefix) if part == "weight_scale" else None
+        if isinstance(layer, torch.nn.Linear):
+            stored = reader.linear(name)
+            assert isinstance(stored, QuantizedLinear)
+            if stored.activations is not None:
+                layer.weight = torch.nn.Parameter(torch.from_numpy(stored.grid_weight()), requires_grad=False)
+                quantize_inputs(layer, stored)
+    return model
+
+
 def _dequantized(checkpoint: Path, reader: CheckpointReader, task: str) -> Any:
     """The float model, its integers dequantized here: transformers cannot dequantize what is packed.
 
@@ -139,13 +161,18 @@ def _float_tensors(reader: CheckpointReader, skeleton: Any) -> dict[str, torch.T
             if array.dtype.kind not in "iub":  # old checkpoints store position ids and masks, which models make
                 tensors[key] = torch.from_numpy(array.astype(np.float32))
         elif part == "weight_scale":
-            names = (module, prefix + module, module.removeprefix(prefix))
-            layer = next((layers[name] for name in names if name in layers), None)
+            layer = _module_of(module, layers, prefix)
             if layer is not None:  # else it belongs to another task's head
                 tensors[f"{module}.weight"] = torch.from_numpy(_float_weight(reader, module, layer))
         elif part == "bias":
             tensors[key] = torch.from_numpy(reader.float32(key))
     return tensors
+
+
+def _module_of(name: str, layers: dict[str, Any], prefix: str) -> Any:
+    """The layer a checkpoint calls ``name``, with or without the base model's prefix; None if the task has none."""
+    names = (name, prefix + name, name.removeprefix(prefix))
+    return next((layers[known] for known in names if known in layers), None)
 
 
 def _float_weight(reader: CheckpointReader, module: str, layer: torch.nn.Module) -> Any:

@@ -1,0 +1,77 @@
+"""A linear layer or embedding table as a checkpoint stores it: in floating point, or as integers with scales."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Activations", "FloatLinear", "QuantizedLinear"]
+
+Array = NDArray[Any]
+Activations = Literal["token", "tensor", "static"] | None
+
+
+@dataclass(frozen=True)
+class FloatLinear:
+    """A weight left in floating point: ``weight`` float32 ``[out, in]``, ``bias`` float32 ``[out]`` or None."""
+
+    weight: Array
+    bias: Array | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return int(self.weight.shape[0]), int(self.weight.shape[1])
+
+    def dequantized(self) -> Array:
+        """The float32 weight ``[out, in]``."""
+        return self.weight
+
+
+@dataclass(frozen=True)
+class QuantizedLinear:
+    """Integers and scales as stored; weight = ``(values - zero_point) * scale``.
+
+    ``values`` int8 ``[out, in]`` in the signed range of ``bits``; ``scale`` float32 ``[out, groups]``; ``zero_point``
+    int8 of the same shape, None if symmetric; ``group_size`` None means one group a row. ``activations`` says whether
+    inputs are quantized to 8 bits too: dynamically per token or with one scale a tensor, or with the static
+    ``input_scale``, after they were multiplied by ``pre_quant_scale`` (float32 ``[in]``) if there is one.
+    """
+
+    values: Array
+    scale: Array
+    zero_point: Array | None
+    bits: int
+    group_size: int | None
+    activations: Activations = None
+    bias: Array | None = None
+    input_scale: float | None = None
+    pre_quant_scale: Array | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return int(self.values.shape[0]), int(self.values.shape[1])
+
+    @property
+    def input_words(self) -> str:
+        """How inputs are quantized, for a person to read."""
+        if self.activations is None:
+            return "float"
+        return "int8 static" if self.activations == "static" else f"int8 per {self.activations}"
+
+    def dequantized(self) -> Array:
+        """The float32 weight ``[out, in]`` that the integers stand for, ``pre_quant_scale`` included."""
+        weight = self.grid_weight()
+        return weight if self.pre_quant_scale is None else weight * self.pre_quant_scale
+
+    def grid_weight(self) -> Array:
+        """Integers times scales, float32 ``[out, in]``: what a quantized input is multiplied by."""
+        rows, width = self.shape
+        groups = self.scale.shape[1]
+        q = self.values.reshape(rows, groups, width // groups).astype(np.float32)
+        if self.zero_point is not None:
+            q -= self.zero_point[:, :, None]
+        q *= self.scale[:, :, None]
+        return q.reshape(rows, width)
