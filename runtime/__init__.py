@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from planish.runtime.answer import Answer
     from planish.runtime.classify import Classification
+    from planish.runtime.engine_info import (
+        BuiltOn,
+        EngineInfo,
+        Range,
+        ShapeProfile,
+        engine_id,
+        read_engine_info,
+        write_engine_info,
+    )
+    from planish.runtime.engines import add_engine, remove_engine
     from planish.runtime.fill import Filled
+    from planish.runtime.golden import golden_drift
     from planish.runtime.integrity import verify
     from planish.runtime.loader import load
     from planish.runtime.manifest import Manifest, read_manifest, update_manifest, write_manifest
@@ -21,29 +32,49 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Answer",
+    "BuiltOn",
     "Classification",
+    "EngineInfo",
     "Entity",
     "Filled",
     "Manifest",
     "Model",
+    "Range",
+    "ShapeProfile",
+    "add_engine",
+    "engine_id",
+    "golden_drift",
     "load",
+    "read_engine_info",
     "read_manifest",
+    "remove_engine",
     "update_manifest",
     "verify",
+    "write_engine_info",
     "write_manifest",
 ]
 
 _HOMES = {
     "Answer": "answer",
+    "BuiltOn": "engine_info",
     "Classification": "classify",
+    "EngineInfo": "engine_info",
     "Entity": "tag",
     "Filled": "fill",
     "Manifest": "manifest",
     "Model": "model",
+    "Range": "engine_info",
+    "ShapeProfile": "engine_info",
+    "add_engine": "engines",
+    "engine_id": "engine_info",
+    "golden_drift": "golden",
     "load": "loader",
+    "read_engine_info": "engine_info",
     "read_manifest": "manifest",
+    "remove_engine": "engines",
     "update_manifest": "manifest",
     "verify": "integrity",
+    "write_engine_info": "engine_info",
     "write_manifest": "manifest",
 }
 

@@ -7,23 +7,27 @@ import hashlib
 import os
 import secrets
 import stat
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from planish.errors import BundleError, HostError, RequestError
 
 __all__ = [
+    "ENGINES",
     "FileState",
     "bundle_path",
     "hash_file",
     "list_files",
     "read_limited",
-    "refuse_empty_folders",
+    "refuse_empty",
     "replace_file",
     "state_of",
 ]
 
 CHUNK = 1 << 20
+ENGINES = "engines/"
+"""The one folder in which others may work on a finished bundle: a build lies there until the manifest names it."""
 
 
 @dataclass(frozen=True)
@@ -50,38 +54,44 @@ def bundle_path(bundle: object) -> Path:
     return Path(path)
 
 
-def list_files(root: Path) -> dict[str, FileState]:
-    """Every file below ``root`` by its path with forward slashes.
+def list_files(root: Path, engines: Collection[str] = ()) -> tuple[dict[str, FileState], list[str]]:
+    """Every file below ``root`` by its path with forward slashes, and every empty folder.
 
-    Raises BundleError for symbolic links, files with more than one hard link, and special files (pipes, devices).
+    Of the folders in ``engines/`` only those named are looked into: others are builds under way, or what a killed one
+    left. Raises BundleError for symbolic links, files with more than one hard link, and special files (pipes, devices).
     """
     if not root.is_dir():
         raise BundleError("a bundle directory", f"no directory at {root}", "make one with `planish export`")
     found: dict[str, FileState] = {}
+    empty: list[str] = []
     waiting = [""]
     while waiting:
         prefix = waiting.pop()
-        try:
-            with os.scandir(root / prefix) as entries:
-                for entry in entries:
-                    name = prefix + entry.name
-                    status = entry.stat(follow_symlinks=False)
-                    if stat.S_ISDIR(status.st_mode):
-                        waiting.append(name + "/")
-                    else:
-                        # On Windows a directory entry's stat knows neither inode nor links.
-                        found[name] = _plain(name, status if os.name == "posix" else os.lstat(entry.path))
-        except OSError as error:
-            raise HostError(f"a readable directory {root / prefix}", str(error), "check its permissions") from error
-    return dict(sorted(found.items()))
+        entries = _entries(root / prefix)
+        # A build that is killed between its first two steps leaves engines/ empty; the bundle still serves.
+        if not entries and prefix not in ("", ENGINES):
+            empty.append(prefix.rstrip("/"))
+        for name, path, status in entries:
+            if not stat.S_ISDIR(status.st_mode):
+                # On Windows a directory entry's stat knows neither inode nor links.
+                found[prefix + name] = _plain(prefix + name, status if os.name == "posix" else os.lstat(path))
+            elif prefix != ENGINES or name in engines:
+                waiting.append(f"{prefix}{name}/")
+    return dict(sorted(found.items())), empty
 
 
-def refuse_empty_folders(root: Path) -> None:
-    """Raises BundleError for a folder below ``root`` without anything in it: a list of files cannot name it."""
-    for path, folders, files in os.walk(root):
-        if not folders and not files and Path(path) != root:
-            got = f"an empty one: {Path(path).relative_to(root).as_posix()}"
-            raise BundleError("only folders with files in the bundle", got, "remove it")
+def refuse_empty(folders: list[str]) -> None:
+    """Raises BundleError for an empty folder: a list of files cannot name it."""
+    if folders:
+        raise BundleError("only folders with files in the bundle", f"an empty one: {min(folders)}", "remove it")
+
+
+def _entries(folder: Path) -> list[tuple[str, str, os.stat_result]]:
+    try:
+        with os.scandir(folder) as entries:
+            return [(entry.name, entry.path, entry.stat(follow_symlinks=False)) for entry in entries]
+    except OSError as error:
+        raise HostError(f"a readable directory {folder}", str(error), "check its permissions") from error
 
 
 def _plain(name: str, status: os.stat_result) -> FileState:

@@ -20,7 +20,7 @@ from planish.runtime.files import (
     hash_file,
     list_files,
     read_limited,
-    refuse_empty_folders,
+    refuse_empty,
     state_of,
 )
 from planish.runtime.manifest import MANIFEST, Manifest, read_manifest
@@ -41,7 +41,8 @@ def verify(bundle: str | os.PathLike[str]) -> Manifest:
     """Checks the manifest and every file of a bundle; returns the manifest.
 
     Raises BundleError for a changed, missing, extra, linked or special file, an empty folder and a damaged manifest.
-    Reads every byte once; sizes are compared first.
+    Reads every byte once; sizes are compared first. Folders in ``engines/`` that the manifest does not name are builds
+    under way, and none of its business.
     """
     return verify_files(bundle).manifest
 
@@ -50,10 +51,10 @@ def verify_files(bundle: str | os.PathLike[str]) -> Verified:
     """As :func:`verify`, and remembers the state of each file, for :func:`check_unchanged`."""
     root = bundle_path(bundle)
     manifest = read_manifest(root)
-    found = list_files(root)
+    found, empty = list_files(root, manifest.engines)
     found.pop(MANIFEST, None)
     _compare_names(manifest, found)
-    refuse_empty_folders(root)
+    refuse_empty(empty)
     for name, entry in manifest.files.items():
         if found[name].size != entry.size:
             raise BundleError(f"{name} of {entry.size} bytes", f"{found[name].size} bytes", _COPY)

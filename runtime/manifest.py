@@ -19,11 +19,12 @@ from typing import Any, Literal, NoReturn
 from planish import __version__
 from planish.errors import BundleError, nearest
 from planish.runtime.decode import decode, encode
-from planish.runtime.files import bundle_path, hash_file, list_files, read_limited, refuse_empty_folders, replace_file
+from planish.runtime.files import ENGINES, bundle_path, hash_file, list_files, read_limited, refuse_empty, replace_file
 
 __all__ = [
     "MANIFEST",
     "Dialect",
+    "EngineEntry",
     "FileEntry",
     "Generation",
     "Manifest",
@@ -33,6 +34,7 @@ __all__ = [
     "TensorInfo",
     "canonical",
     "read_manifest",
+    "rewrite_manifest",
     "update_manifest",
     "write_manifest",
 ]
@@ -72,6 +74,17 @@ class Dialect:
     precision: Mapping[str, str] = field(default_factory=dict)
     session: Mapping[str, str] = field(default_factory=dict)
     disabled_optimizers: tuple[str, ...] = ()
+    audit: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class EngineEntry:
+    """A TensorRT plan of the bundle: docs/formats.md, section 5c. ``proved`` is None until it passed on a device."""
+
+    path: str
+    info: str
+    dialect: str
+    proved: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -107,13 +120,19 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Parity:
-    """How far the exported graph was from the checkpoint, and how far it was allowed to be."""
+    """How far the exported graph was from the checkpoint, and how far it was allowed to be.
+
+    ``golden_drift`` and ``golden_limit``: the same for the outputs in ``golden/``, as relative root mean square (see
+    :func:`planish.runtime.golden_drift`). An engine made from the graph has to stay within the limit, too.
+    """
 
     atol: float
     default_atol: float
     loosened: bool
     max_abs_error: float
     cases: tuple[Mapping[str, Any], ...] = ()
+    golden_drift: float | None = None
+    golden_limit: float | None = None
 
 
 @dataclass(frozen=True)
@@ -141,6 +160,7 @@ class Manifest:
     profile: str | None
     parity: Mapping[str, Parity]
     gates: tuple[Mapping[str, Any], ...]
+    engines: Mapping[str, EngineEntry] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as plain dicts and lists, digest included."""
@@ -163,6 +183,7 @@ OPTIONAL: dict[str, Any] = {
     "profile": None,
     "parity": {},
     "gates": [],
+    "engines": {},
 }
 """What :func:`write_manifest` fills in when ``fields`` leaves it out."""
 
@@ -223,8 +244,9 @@ def write_manifest(bundle_dir: str | os.PathLike[str], fields: Mapping[str, Any]
     for key in fields:
         if key in COMPUTED:
             raise BundleError("fields without computed keys", repr(key), "leave it out: it is computed here")
-    refuse_empty_folders(root)
-    files = {name: entry for name, entry in list_files(root).items() if name != MANIFEST}
+    found, empty = list_files(root, fields.get("engines", ()))
+    refuse_empty(empty)
+    files = {name: entry for name, entry in found.items() if name != MANIFEST}
     hashed = {name: {"sha256": hash_file(root / name, entry)[0], "size": entry.size} for name, entry in files.items()}
     return _write(root, {**OPTIONAL, **encode(fields), "files": hashed})
 
@@ -240,8 +262,12 @@ def update_manifest(bundle_dir: str | os.PathLike[str], **changes: Any) -> Manif
     for key in changes:
         if key in FIXED or key not in raw:
             raise BundleError("a key that may change", repr(key), nearest(key, set(raw) - set(FIXED)))
-    del raw["digest"]
-    return _write(root, {**raw, **encode(changes)})
+    return rewrite_manifest(root, raw, encode(changes))
+
+
+def rewrite_manifest(root: Path, raw: Mapping[str, Any], changes: Mapping[str, Any]) -> Manifest:
+    """Writes the manifest ``raw`` (as ``to_json`` gave it) with ``changes`` to any key: files, too, as they are now."""
+    return _write(root, {**{key: value for key, value in raw.items() if key != "digest"}, **changes})
 
 
 def _write(root: Path, raw: dict[str, Any]) -> Manifest:
@@ -305,9 +331,28 @@ def _check_meaning(manifest: Manifest) -> None:
     for name, dialect in manifest.dialects.items():
         if dialect.path not in manifest.files:
             raise BundleError(f"the {name} model among the files", repr(dialect.path), "export the bundle again")
+    _check_engines(manifest)
     for name in ("vocab_size", "max_length"):
         if getattr(manifest, name) < 1:
             raise BundleError(f"{name} of at least 1", str(getattr(manifest, name)), "export the bundle again")
+
+
+def _check_engines(manifest: Manifest) -> None:
+    """Engines lie where their names say, and no other file lies in their folder."""
+    allowed = set()
+    for name, engine in manifest.engines.items():
+        folder = f"{ENGINES}{name}"
+        if "/" in name or not is_safe_path(folder):
+            raise BundleError("a folder's name for an engine", repr(name), "build it again")
+        if (engine.path, engine.info) != (f"{folder}/model.plan", f"{folder}/engine.json"):
+            raise BundleError(f"the files of the engine in {folder}", repr(engine.path), "build it again")
+        if engine.dialect not in manifest.dialects:
+            raise BundleError(f"the dialect of the engine {name}", repr(engine.dialect), "export the bundle again")
+        allowed |= {engine.path, engine.info}
+    there = {name for name in manifest.files if name.startswith(ENGINES)}
+    if there != allowed:
+        odd = min(there ^ allowed)
+        raise BundleError("the two files of each engine among the files", repr(odd), "build the engine again")
 
 
 def is_safe_path(name: str) -> bool:
