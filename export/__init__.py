@@ -9,17 +9,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from planish.export.build_bundle import BuildResult, build
     from planish.export.driver import ExportResult, export
     from planish.export.graph import Built, TensorSpec
     from planish.export.reader import CheckpointReader
 
-__all__ = ["Built", "CheckpointReader", "ExportResult", "TensorSpec", "export"]
+__all__ = ["BuildResult", "Built", "CheckpointReader", "ExportResult", "TensorSpec", "build", "export"]
 
 _HOMES = {
+    "BuildResult": "build_bundle",
     "Built": "graph",
     "CheckpointReader": "reader",
     "ExportResult": "driver",
     "TensorSpec": "graph",
+    "build": "build_bundle",
     "export": "driver",
 }
 

@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "compress": ("planish.commands_make", "compress", "Shrink a checkpoint as a recipe says."),
     "export": ("planish.commands_make", "export", "Turn a checkpoint into a verified bundle."),
     "ship": ("planish.commands_make", "ship", "compress, export and gate in one."),
+    "build": ("planish.commands_build", "build", "Build a TensorRT engine of a bundle, on the device or ahead for it."),
     "run": ("planish.commands_use", "run", "Answer texts with a bundle."),
     "bench": ("planish.commands_use", "bench", "Measure bundles, side by side."),
     "gate": ("planish.commands_use", "gate", "Compare a bundle with a baseline: pass, regress or inconclusive."),

@@ -1,0 +1,84 @@
+"""The folder an engine is built in, and the switch that makes it one of the bundle's (docs/formats.md, section 5c)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from planish import runtime
+from planish.errors import HostError, ParityError
+from planish.outputs import sync
+from planish.runtime import Manifest
+
+__all__ = ["locked", "switch_on", "workshop"]
+
+
+@contextlib.contextmanager
+def locked(bundle: Path) -> Iterator[None]:
+    """One build a bundle. The lock is on the folder itself: no file is left, and the system lets go of a dead build's.
+
+    Raises:
+        HostError: another build is running.
+    """
+    try:
+        import fcntl
+    except ImportError:  # no such locks on Windows
+        yield
+        return
+    handle = os.open(bundle, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            fix = "wait until it is done"
+            raise HostError(f"no other build in {bundle}", "one that is running", fix) from error
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def workshop(bundle: Path, name: str) -> Iterator[Path]:
+    """The folder ``engines/.<id>/`` to build in, without what a killed build left; removed if anything stops it."""
+    engines = bundle / "engines"
+    folder = engines / f".{name}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            engines.rmdir()  # only if it is empty
+        raise
+
+
+def switch_on(bundle: Path, folder: Path, name: str, *, prove: bool) -> Manifest:
+    """Puts a finished engine in its place and into the manifest, in place of an older one of that id."""
+    target = bundle / "engines" / name
+    if name in runtime.read_manifest(bundle).engines:
+        runtime.remove_engine(bundle, name)
+    shutil.rmtree(target, ignore_errors=True)  # of a build that was killed right here
+    os.rename(folder, target)
+    sync(target.parent)
+    try:
+        manifest = runtime.add_engine(bundle, name)
+    except BaseException:
+        shutil.rmtree(target, ignore_errors=True)
+        raise
+    return proved(bundle, name) if prove else manifest
+
+
+def proved(bundle: Path, name: str) -> Manifest:
+    """Runs the golden set on this host's GPU; an engine that fails it leaves the bundle."""
+    from planish.runtime import prove_engine
+
+    try:
+        manifest: Manifest = prove_engine(bundle, name)
+        return manifest
+    except ParityError:
+        runtime.remove_engine(bundle, name)
+        raise
