@@ -1,0 +1,127 @@
+"""Rules about operators: which ones TensorRT knows, since when, and what types they mix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+from planish.export.lint_graph import FLOATS, name_of
+from planish.export.lint_rule import Hit, Rule, Subject, spelled
+
+__all__ = ["RULES", "SINCE", "UNSUPPORTED"]
+
+NO_IMPORTER = """
+    AffineGrid Bernoulli BitCast BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor CenterCropPad Col2Im
+    Compress ConcatFromSequence ConvInteger CumProd DFT DeformConv Det DynamicQuantizeLinear ImageDecoder
+    MatMulInteger MaxRoiPool MaxUnpool MelWeightMatrix Multinomial NegativeLogLikelihoodLoss Optional
+    OptionalGetElement OptionalHasElement QLinearConv QLinearMatMul RegexFullMatch SequenceAt
+    SequenceConstruct SequenceEmpty SequenceErase SequenceInsert SequenceLength SequenceMap
+    SoftmaxCrossEntropyLoss SplitToSequence StringConcat StringNormalizer StringSplit SwiGLU TfIdfVectorizer
+    Unique
+"""
+UNSUPPORTED = frozenset(NO_IMPORTER.split())
+"""Standard operators for which ``OnnxParser.supports_operator`` of TensorRT-RTX 1.7.1 says no; a test asks it."""
+SINCE: dict[str, tuple[int, ...]] = {
+    "Attention": (10, 14),
+    "RMSNormalization": (10, 15),
+    "RotaryEmbedding": (10, 15),
+    "TensorScatter": (10, 15),
+}
+"""The first TensorRT whose ONNX parser reads an operator (its changelog)."""
+ONE_TYPE = (
+    "Add",
+    "Concat",
+    "Div",
+    "Equal",
+    "Gemm",
+    "Greater",
+    "GreaterOrEqual",
+    "LayerNormalization",
+    "Less",
+    "LessOrEqual",
+    "MatMul",
+    "Max",
+    "Min",
+    "Mul",
+    "Sub",
+    "Sum",
+)
+
+
+def standard_domain(subject: Subject) -> Iterator[Hit]:
+    for node in subject.facts.nodes:
+        if node.domain != "":
+            yield Hit(name_of(node), f"{node.domain}.{node.op_type}")
+
+
+def supported_operator(subject: Subject) -> Iterator[Hit]:
+    for node in subject.facts.nodes:
+        if node.domain == "" and node.op_type in UNSUPPORTED:
+            yield Hit(name_of(node), node.op_type)
+
+
+def attention_one_output(subject: Subject) -> Iterator[Hit]:
+    for node in subject.facts.named("Attention"):
+        wanted = [output.name for output in node.outputs if output.name]
+        if len(wanted) > 1:
+            yield Hit(name_of(node), f"Attention with {len(wanted)} outputs")
+
+
+def operator_version(subject: Subject) -> Iterator[Hit]:
+    for node in subject.facts.named(*SINCE):
+        needed = SINCE[node.op_type]
+        old = [name for name, found in subject.versions.items() if found < needed]
+        if old:
+            yield Hit(name_of(node), f"{node.op_type} needs TensorRT {'.'.join(map(str, needed))}, there is {old[0]}")
+
+
+def float_types_agree(subject: Subject) -> Iterator[Hit]:
+    for node in subject.facts.named(*ONE_TYPE, "Where"):
+        inputs = node.inputs[1:] if node.op_type == "Where" else node.inputs
+        found = {subject.facts.dtype(value) for value in inputs} & FLOATS
+        if len(found) > 1:
+            types = " and ".join(sorted(spelled(dtype) for dtype in found if isinstance(dtype, ir.DataType)))
+            yield Hit(name_of(node), f"{node.op_type} of {types}")
+
+
+RULES: dict[str, Rule] = {
+    "standard-domain": Rule(
+        "error",
+        "Only operators of the standard ONNX domain.",
+        "TensorRT takes an operator of another domain for a plugin, or for the standard operator of that name"
+        " [parser, measured]",
+        "spell it with standard operators; quantized layers with QuantizeLinear and DequantizeLinear",
+        standard_domain,
+    ),
+    "supported-operator": Rule(
+        "error",
+        "Only operators TensorRT's ONNX parser reads; not MatMulInteger, QLinearMatMul or DynamicQuantizeLinear.",
+        "TensorRT's ONNX parser has no such operator [supports_operator]",
+        "spell it with supported operators; INT8 products as QuantizeLinear, DequantizeLinear, MatMul",
+        supported_operator,
+    ),
+    "attention-one-output": Rule(
+        "error",
+        "An Attention operator has one output: no present key and value.",
+        "TensorRT reads Attention nodes with one output only [parser]",
+        "concatenate past and new keys and values before it, and give those out",
+        attention_one_output,
+    ),
+    "operator-version": Rule(
+        "error",
+        "No operator newer than the TensorRT it is built with (Attention 10.14; RMSNormalization, RotaryEmbedding,"
+        " TensorScatter 10.15).",
+        "its ONNX parser does not know the operator yet [onnx-tensorrt changelog]",
+        "decompose the operator, or install that TensorRT",
+        operator_version,
+        needs="profile",
+    ),
+    "float-types-agree": Rule(
+        "error",
+        "The floats an operator takes have one type.",
+        "a strongly typed network never casts by itself, and refuses the node [builder]",
+        "cast one input, or give the Q/DQ scales the other input's type",
+        float_types_agree,
+    ),
+}
