@@ -18,7 +18,7 @@ from planish.errors import DataError
 from planish.gate.metrics import Measured, perplexity, ratio_of_sums
 from planish.gate.outputs import Failure, first_line
 from planish.gate.paired import LEAST_SAMPLES
-from planish.runtime.cache import DecoderRun
+from planish.runtime.decoders import Run
 
 if TYPE_CHECKING:
     from planish.runtime.model import Model
@@ -149,13 +149,11 @@ def window_failures(candidate: Model, baseline: Model, window: Ints, number: int
     return failures
 
 
-def decoder_run(model: Model, positions: int) -> DecoderRun:
-    generation = model.manifest.generation
-    assert generation is not None  # the manifest of this task has it; the runtime checked
-    return DecoderRun(model.session, generation, model.manifest.vocab_size, 1, longest=positions, limit=positions)
+def decoder_run(model: Model, positions: int) -> Run:
+    return model.decoder.start(1, longest=positions, limit=positions)
 
 
-def log_probabilities(side: str, run: DecoderRun, ids: Ints) -> NDArray[np.float32]:
+def log_probabilities(side: str, run: Run, ids: Ints) -> NDArray[np.float32]:
     """``[positions, vocab]`` of the next ``ids``."""
     try:
         logits = np.array(run.extend(ids), dtype=np.float32)  # a copy: the run's buffer is overwritten by the next call

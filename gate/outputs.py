@@ -110,7 +110,8 @@ def encoder_inputs(model: Model, text: str) -> dict[str, Ints]:
     ids = np.array([piece.ids], dtype=np.int64)
     values = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
     values["token_type_ids"] = np.array([piece.type_ids], dtype=np.int64)
-    return {info.name: values[info.name] for info in model.manifest.dialects["ort"].inputs if info.name in values}
+    dialect = model.manifest.dialects[model.dialect]
+    return {info.name: values[info.name] for info in dialect.inputs if info.name in values}
 
 
 def logits_of(model: Model, text: str) -> Floats:

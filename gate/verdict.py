@@ -120,8 +120,8 @@ def gate(
     return GateReport(
         verdict=overall(session.checks),
         task=task,
-        candidate=side_of(candidate, new.manifest),
-        baseline=side_of(baseline, old.manifest),
+        candidate=side_of(candidate, new.manifest, new.dialect),
+        baseline=side_of(baseline, old.manifest, old.dialect),
         checks=tuple(session.checks),
         metrics=tuple(session.metrics),
         latency=tuple(session.latency),
@@ -308,6 +308,6 @@ def bundle_bytes(manifest: Manifest) -> int:
     return sum(entry.size for entry in manifest.files.values())
 
 
-def side_of(path: str | Path, manifest: Manifest) -> Side:
-    dialect = manifest.dialects["ort"]
+def side_of(path: str | Path, manifest: Manifest, name: str) -> Side:
+    dialect = manifest.dialects[name]
     return Side(Path(path).resolve().name, manifest.digest, bundle_bytes(manifest), dict(dialect.precision))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from planish.errors import InputError
 from planish.gate.clock import Clock, Timing
 from planish.gate.latency import Probe, block, block_length
-from planish.runtime.cache import DecoderRun
+from planish.runtime.decoders import Run
 
 if TYPE_CHECKING:
     from planish.runtime.model import Model
@@ -92,21 +92,23 @@ def probes(
 def encoder_run(model: Model, ids: Ints) -> Callable[[], object]:
     """One inference of ``ids`` ``[batch, length]``, checks of the runtime included."""
     values = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-    inputs = {info.name: values[info.name] for info in model.manifest.dialects["ort"].inputs if info.name in values}
+    dialect = model.manifest.dialects[model.dialect]
+    inputs = {info.name: values[info.name] for info in dialect.inputs if info.name in values}
     return lambda: model.run(inputs)
 
 
 def decoder_probe(model: Model, ids: Ints, forced: Ints) -> Probe:
     """Prefill ``ids``, then ``forced`` steps: seconds to the first logits, and seconds a step."""
-    info, rows = model.manifest.generation, list(ids)
-    assert info is not None
+    rows = list(ids)
     limit = ids.shape[1] + len(forced)
 
-    def start() -> DecoderRun:
-        return DecoderRun(model.session, info, model.manifest.vocab_size, len(rows), longest=ids.shape[1], limit=limit)
+    def start() -> Run:
+        return model.decoder.start(len(rows), longest=ids.shape[1], limit=limit)
 
     def probe(clock: Clock) -> Mapping[str, Timing]:
-        start().prefill([row[:SETTLE_TOKENS] for row in rows])  # untimed: the other side's cache lines leave
+        settle = start()
+        settle.prefill([row[:SETTLE_TOKENS] for row in rows])  # untimed: the other side's cache lines leave
+        settle.close()
         cpu, wall = clock.cpu(), clock.wall()
         run = start()
         run.prefill(rows)
@@ -115,6 +117,7 @@ def decoder_probe(model: Model, ids: Ints, forced: Ints) -> Probe:
             run.step(tokens.tolist())
         steps = len(forced)
         decode = Timing((clock.cpu() - first_cpu) / steps, (clock.wall() - first_wall) / steps)
+        run.close()
         return {"prefill": Timing(first_cpu - cpu, first_wall - wall), "decode": decode}
 
     return probe

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from planish.runtime.answer import Answer
     from planish.runtime.classify import Classification
+    from planish.runtime.cuda import device_facts
     from planish.runtime.engine_info import (
         BuiltOn,
         EngineInfo,
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from planish.runtime.loader import load
     from planish.runtime.manifest import Manifest, read_manifest, update_manifest, write_manifest
     from planish.runtime.model import Model
+    from planish.runtime.plugins import installed_plugins
+    from planish.runtime.prove import prove_engine
     from planish.runtime.tag import Entity
 
 __all__ = [
@@ -42,9 +45,12 @@ __all__ = [
     "Range",
     "ShapeProfile",
     "add_engine",
+    "device_facts",
     "engine_id",
     "golden_drift",
+    "installed_plugins",
     "load",
+    "prove_engine",
     "read_engine_info",
     "read_manifest",
     "remove_engine",
@@ -66,9 +72,12 @@ _HOMES = {
     "Range": "engine_info",
     "ShapeProfile": "engine_info",
     "add_engine": "engines",
+    "device_facts": "cuda",
     "engine_id": "engine_info",
     "golden_drift": "golden",
+    "installed_plugins": "plugins",
     "load": "loader",
+    "prove_engine": "prove",
     "read_engine_info": "engine_info",
     "read_manifest": "manifest",
     "remove_engine": "engines",

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from planish.errors import BundleError, RequestError
 from planish.runtime.engine import Engine
 from planish.runtime.pieces import Piece
+
+if TYPE_CHECKING:
+    from planish.runtime.plan_engine import PlanEngine
 
 __all__ = ["Forward", "Row", "batches", "pad"]
 
@@ -58,9 +61,11 @@ def pad(pieces: Sequence[Piece], pad_token_id: int, typed: bool = True) -> dict[
 
 @dataclass(frozen=True)
 class Forward:
-    """How pieces go through an engine: ``workers`` batches at a time, each of at most ``batch_size`` pieces."""
+    """How pieces go through an engine: ``workers`` batches at a time, each of at most ``batch_size`` pieces, or as many
+    as the engine was built for.
+    """
 
-    engine: Engine
+    engine: Engine | PlanEngine
     pad_token_id: int
     typed: bool = True
     workers: int = 1
@@ -72,6 +77,9 @@ class Forward:
         """
         lengths = [len(piece) for piece in pieces]
         plan = batches(lengths, batch_size)
+        most = self.engine.max_rows
+        if most is not None and batch_size > most:
+            plan = batches(lengths, most)
         if self.workers == 1 or len(pieces) < 2:
             for batch in plan:
                 yield from self._rows(batch, pieces)

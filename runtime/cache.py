@@ -200,6 +200,9 @@ class DecoderRun:
         self._logits = self._logits[:last]
         self._stepping = False
 
+    def close(self) -> None:
+        """Nothing to do: the arrays go with the run. Runs on a device hold memory that does not."""
+
     def _advance(self, positions: int) -> None:
         used = int(self.lengths.max())
         self.lengths += positions

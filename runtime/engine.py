@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,26 +12,16 @@ from numpy.typing import NDArray
 
 from planish.errors import BundleError, HostError, RequestError, nearest
 from planish.runtime.manifest import Dialect, TensorInfo
+from planish.runtime.placement import Placement
 from planish.runtime.validate import Limits, check_inputs
 
-__all__ = ["MAX_THREADS", "Engine", "Placement", "engine_library", "open_session", "place", "session_options_for"]
+__all__ = ["MAX_THREADS", "Engine", "engine_library", "open_session", "session_options_for"]
 
 OLDEST = (1, 23)
-CPU = "CPUExecutionProvider"
-CUDA = "CUDAExecutionProvider"
-DEVICES = ("auto", "cpu", "cuda")
 MAX_THREADS = 1024
 """Of one session; a host with more cores is none of ours, and ONNX Runtime starts millions if told so."""
 ERRORS_ONLY = 3
 """ONNX Runtime's log level; its warnings (device discovery, unused initializers) are no use to a caller."""
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where a session runs: execution providers in order, and the options of each."""
-
-    providers: tuple[str, ...]
-    options: tuple[Mapping[str, Any], ...]
 
 
 class Engine:
@@ -45,6 +34,7 @@ class Engine:
         self.input_names = tuple(info.name for info in dialect.inputs)
         self.output_names = tuple(info.name for info in dialect.outputs)
         self._optional = tuple(_tensor_info(node) for node in session.get_overridable_initializers())
+        self.max_rows: int | None = None
         _check_ports("inputs", dialect.inputs, session.get_inputs())
         _check_ports("outputs", dialect.outputs, session.get_outputs())
 
@@ -56,6 +46,9 @@ class Engine:
         except Exception as error:
             raise HostError("the engine to run these inputs", _first_line(error), "try a smaller batch") from error
         return dict(zip(self.output_names, values, strict=True))
+
+    def close(self) -> None:
+        """Nothing to do: the session frees itself when nobody uses it any more."""
 
 
 def engine_library() -> ModuleType:
@@ -70,74 +63,6 @@ def engine_library() -> ModuleType:
         raise HostError("onnxruntime 1.23 or newer", onnxruntime.__version__, fix)
     module: ModuleType = onnxruntime
     return module
-
-
-def place(
-    available: Sequence[str],
-    device: str,
-    profile: str | None,
-    providers: Sequence[Any] | None = None,
-    provider_options: Sequence[Mapping[str, Any]] | Mapping[str, Any] | None = None,
-) -> Placement:
-    """Execution providers for a device, or those asked for, unchanged.
-
-    ``auto`` is CUDA when the bundle was made for a GPU and this host has it, else the CPU. ``providers`` (names, or
-    pairs of name and options, as ONNX Runtime takes them) overrule ``device``. Raises RequestError for words that mean
-    nothing and HostError for providers this host has not.
-    """
-    if providers is None:
-        chosen: list[tuple[str, Mapping[str, Any]]] = _providers_of(device, available, profile)
-    else:
-        if device != "auto":
-            raise RequestError("device or providers", f"both ({device!r} too)", "leave one out")
-        chosen = _named_providers(providers)
-    if not chosen:
-        raise RequestError("at least one provider", "none", f"available here: {', '.join(available)}")
-    for name, _ in chosen:
-        if name not in available:
-            raise HostError(
-                f"the provider {name}", f"only {', '.join(available)}", "install the onnxruntime that has it"
-            )
-    return Placement(tuple(name for name, _ in chosen), _merge_options(chosen, provider_options))
-
-
-def _named_providers(providers: Any) -> list[tuple[str, Mapping[str, Any]]]:
-    fix = f'pass providers=["{CPU}"], or [("{CPU}", {{}})] with options'
-    if isinstance(providers, (str, bytes)) or not isinstance(providers, Sequence):
-        raise RequestError("a list of providers", repr(providers)[:80], fix)
-    chosen: list[tuple[str, Mapping[str, Any]]] = []
-    for item in providers:
-        name, options = item if isinstance(item, (tuple, list)) and len(item) == 2 else (item, {})
-        if not isinstance(name, str) or not isinstance(options, Mapping):
-            raise RequestError("a provider's name, or a pair of name and options", repr(item)[:80], fix)
-        chosen.append((name, dict(options)))
-    return chosen
-
-
-def _providers_of(device: str, available: Sequence[str], profile: str | None) -> list[tuple[str, Mapping[str, Any]]]:
-    match = re.fullmatch(r"(auto|cpu|cuda)(?::(\d{1,3}))?", str(device))
-    if match is None or (match[2] is not None and match[1] != "cuda"):
-        raise RequestError("device auto, cpu, cuda or cuda:N", repr(device), nearest(str(device), DEVICES))
-    made_for_gpu = profile is not None and not profile.startswith("cpu-")
-    if match[1] == "cpu" or (match[1] == "auto" and not (made_for_gpu and CUDA in available)):
-        return [(CPU, {})]
-    return [(CUDA, {} if match[2] is None else {"device_id": match[2]}), (CPU, {})]
-
-
-def _merge_options(
-    chosen: Sequence[tuple[str, Mapping[str, Any]]],
-    extra: Sequence[Mapping[str, Any]] | Mapping[str, Any] | None,
-) -> tuple[Mapping[str, Any], ...]:
-    own = [options for _, options in chosen]
-    given = [extra] if isinstance(extra, Mapping) else () if extra is None else extra
-    if not isinstance(given, Sequence) or not all(isinstance(each, Mapping) for each in given):
-        fix = 'pass provider_options=[{"name": "value"}]'
-        raise RequestError("options as a mapping, or a list of them", repr(extra)[:80], fix)
-    more: list[Mapping[str, Any]] = list(given)
-    if len(more) > len(own):
-        raise RequestError(f"options for {len(own)} providers", f"{len(more)}", "one dict a provider, in their order")
-    more += [{}] * (len(own) - len(more))
-    return tuple({**mine, **theirs} for mine, theirs in zip(own, more, strict=True))
 
 
 def session_options_for(library: ModuleType, dialect: Dialect, given: Any, threads: int | None) -> Any:
@@ -187,8 +112,12 @@ def open_session(library: ModuleType, path: Path, dialect: Dialect, options: Any
     From the path: reading the bytes first costs 120 MB more at the peak for a 90 MB model. Raises HostError when this
     host's engine cannot run the graph, BundleError when the file is no model.
     """
-    settings: dict[str, Any] = {"providers": list(placement.providers)}
-    settings["provider_options"] = [{key: str(value) for key, value in each.items()} for each in placement.options]
+    provider_options = [{key: str(value) for key, value in each.items()} for each in placement.options]
+    settings: dict[str, Any] = {}
+    if placement.ep_devices:
+        options.add_provider_for_devices(list(placement.ep_devices), provider_options[0])
+    else:
+        settings |= {"providers": list(placement.providers), "provider_options": provider_options}
     if dialect.disabled_optimizers:
         settings["disabled_optimizers"] = list(dialect.disabled_optimizers)
     try:

@@ -18,7 +18,7 @@ from planish.runtime.engine_info import EngineInfo, read_engine_info
 from planish.runtime.files import ENGINES, bundle_path, hash_file, list_files, refuse_empty
 from planish.runtime.manifest import EngineEntry, Manifest, read_manifest, rewrite_manifest
 
-__all__ = ["add_engine", "record_proof", "remove_engine"]
+__all__ = ["add_engine", "check_known", "check_origin", "record_proof", "remove_engine"]
 
 FILES = ("engine.json", "model.plan")
 
@@ -54,7 +54,7 @@ def remove_engine(bundle: str | os.PathLike[str], engine_id: str) -> Manifest:
     """Takes an engine out of the manifest, then deletes its folder. Raises BundleError for an unknown id."""
     root = bundle_path(bundle)
     manifest = read_manifest(root)
-    _known(manifest, engine_id)
+    check_known(manifest, engine_id)
     prefix = f"{ENGINES}{engine_id}/"
     engines = {name: entry for name, entry in manifest.engines.items() if name != engine_id}
     files = {name: entry for name, entry in manifest.files.items() if not name.startswith(prefix)}
@@ -72,7 +72,7 @@ def record_proof(bundle: str | os.PathLike[str], engine_id: str, proof: dict[str
     """Sets an engine's ``proved``; see :func:`planish.runtime.prove_engine`, which finds out what to record."""
     root = bundle_path(bundle)
     manifest = read_manifest(root)
-    _known(manifest, engine_id)
+    check_known(manifest, engine_id)
     engines = {**encode(manifest.engines)}
     engines[engine_id] = {**engines[engine_id], "proved": proof}
     return _rewrite(root, manifest, engines=engines)
@@ -99,7 +99,8 @@ def _short(digest: str) -> str:
     return digest[:12]
 
 
-def _known(manifest: Manifest, engine_id: str) -> None:
+def check_known(manifest: Manifest, engine_id: str) -> None:
+    """Raises BundleError when the manifest has no engine of this id."""
     if engine_id not in manifest.engines:
         known = manifest.engines
         fix = nearest(engine_id, known) if known else "this bundle has none: planish build BUNDLE --profile P"

@@ -11,9 +11,9 @@ from collections.abc import Generator as PyGenerator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Literal, overload
 
-from planish.runtime.cache import DecoderRun
+from planish.runtime.decoders import Decoder, Run
 from planish.runtime.manifest import Generation as DecoderInfo
 from planish.runtime.prompts import (
     Options,
@@ -58,19 +58,19 @@ class Generation:
 
 
 class Generator:
-    """Generates with one ONNX Runtime session of a decoder graph (docs/formats.md, section 5). Thread-safe.
+    """Generates with a decoder, whatever engine runs it (docs/formats.md, sections 5 and 5b). Thread-safe.
 
-    ``batch_size`` bounds how many prompts share a forward pass; more prompts run in groups of it.
+    ``batch_size`` bounds how many prompts share a forward pass, and so may the engine; more prompts run in groups.
     """
 
     def __init__(
-        self, session: Any, encoder: TextEncoder, info: DecoderInfo, vocab_size: int, *, batch_size: int = 8
+        self, decoder: Decoder, encoder: TextEncoder, info: DecoderInfo, vocab_size: int, *, batch_size: int = 8
     ) -> None:
-        self._session = session
+        self._decoder = decoder
         self._encoder = encoder
         self._info = info
         self._vocab_size = vocab_size
-        self._batch_size = check_count("batch_size", batch_size)
+        self._batch_size = min(check_count("batch_size", batch_size), decoder.max_rows or batch_size)
         added = encoder.tokenizer.get_added_tokens_decoder()
         self._special = frozenset(int(i) for i, token in added.items() if token.special)
         self._eos = frozenset(info.eos_token_ids)
@@ -126,7 +126,7 @@ class Generator:
 
     def score(self, texts: str | Sequence[str], context: int = 512) -> Score:
         """Negative log-likelihood of ``texts``, token by token, and their perplexity; see :func:`score`."""
-        return score(self._session, self._encoder, self._info, self._vocab_size, texts, context)
+        return score(self._decoder, self._encoder, self._info, self._vocab_size, texts, context)
 
     def _answer(self, request: Request, results: list[Generation | None]) -> Pieces:
         """Run all groups; fills ``results`` and yields the pieces as they come."""
@@ -143,15 +143,23 @@ class Generator:
         prompt = request.prompts[index]
         sampler = Sampler(request.sampling, request.seeds[index], prompt, self._vocab_size)
         text = Detokenizer(self._decode_ids, self._special, prompt[-16:].tolist())
-        return _Row(index, request, sampler, text, self._eos)
+        return _Row(index, request, sampler, text, self._eos, self._vocab_size)
 
     def _decode(self, rows: list[_Row], count: int, results: list[Generation | None]) -> Pieces:
         longest = max(row.prompt.size for row in rows)
-        run = DecoderRun(self._session, self._info, self._vocab_size, len(rows), longest=longest, limit=longest + count)
+        run = self._decoder.start(len(rows), longest=longest, limit=longest + count)
+        try:
+            yield from self._follow(run, rows, results)
+        finally:
+            run.close()
+
+    @staticmethod
+    def _follow(run: Run, rows: list[_Row], results: list[Generation | None]) -> Pieces:
+        """Steps until every row is finished; a finished one leaves the run at once."""
         logits = run.prefill([row.prompt for row in rows])
         while True:
             for row, scores in zip(rows, logits, strict=True):
-                piece = row.advance(scores[: self._vocab_size])
+                piece = row.advance(scores)
                 if piece is not None:
                     yield piece
             for at in reversed(range(len(rows))):
@@ -170,7 +178,13 @@ class _Row:
     """One prompt on its way: its sampler, its text so far, and when it ends."""
 
     def __init__(
-        self, index: int, request: Request, sampler: Sampler, detokenizer: Detokenizer, eos: frozenset[int]
+        self,
+        index: int,
+        request: Request,
+        sampler: Sampler,
+        detokenizer: Detokenizer,
+        eos: frozenset[int],
+        vocab_size: int,
     ) -> None:
         self.index = index
         self.prompt: IntArray = request.prompts[index]
@@ -180,6 +194,7 @@ class _Row:
         self._detokenizer = detokenizer
         self._stops = StopMatcher(request.stops)
         self._eos = eos
+        self._vocab_size = vocab_size
         self._limit = request.max_new_tokens
         self._logprobs: list[float] | None = [] if request.logprobs else None
         # Nobody looks at the text before the end unless it is streamed or searched for stop strings.
@@ -187,8 +202,8 @@ class _Row:
         self._text: list[str] = []
 
     def advance(self, logits: FloatArray) -> Piece | None:
-        """Take the next token from ``logits`` ``[vocab]``; a piece if there is text to show or the row is finished."""
-        token = self._choose(logits)
+        """Take the next token from ``logits`` ``[vocab or more]``; a piece if there is text to show or the row ends."""
+        token = self._choose(logits[: self._vocab_size])
         if token in self._eos:
             return self._end("eos", "")
         self.tokens.append(token)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,10 @@ from planish.runtime.manifest import Manifest
 from planish.runtime.pieces import Piece, truncated, whole, windows
 from planish.runtime.tag import Entity, Token, entities
 from planish.runtime.text import TextEncoder
+
+if TYPE_CHECKING:
+    from planish.runtime.decoders import Decoder
+    from planish.runtime.plan_engine import PlanEngine
 
 __all__ = ["METHODS", "Model"]
 
@@ -46,15 +50,30 @@ class Model:
     Texts longer than ``manifest.max_length`` tokens: ``tag`` and ``answer`` read them whole, in windows, and
     ``generate`` refuses them. ``embed``, ``classify`` and ``fill`` read as much as fits; with ``truncate=False`` they
     raise a RequestError that names the text and its tokens instead, and ``count_tokens`` tells beforehand.
+
+    ``device`` is the execution provider of ONNX Runtime that comes first, or ``tensorrt:0`` for the engine
+    ``engine_id``; ``dialect`` is the spelling of the graph; ``passed_over`` says why other engines do not run here.
     """
 
     def __init__(
-        self, manifest: Manifest, engine: Engine, text: TextEncoder | None, device: str, workers: int = 1
+        self,
+        manifest: Manifest,
+        engine: Engine | PlanEngine,
+        text: TextEncoder | None,
+        device: str,
+        workers: int = 1,
+        *,
+        dialect: str = "ort",
+        engine_id: str | None = None,
+        passed_over: tuple[str, ...] = (),
     ) -> None:
         self.manifest = manifest
         self.device = device
+        self.dialect = dialect
+        self.engine_id = engine_id
+        self.passed_over = passed_over
         self._workers = workers
-        self._engine: Engine | None = engine
+        self._engine: Engine | PlanEngine | None = engine
         self._text = text
         self._generator: Any = None
         self._lock = threading.Lock()
@@ -214,16 +233,22 @@ class Model:
     @property
     def generator(self) -> Any:
         """The generator of a text-generation bundle, made when first asked for."""
-        forward, text = self._ready("generate")
-        info = self.manifest.generation
-        if info is None:
-            raise BundleError("the key 'generation' in the manifest", "null", "export the bundle again")
+        _, text = self._ready("generate")
+        decoder, info = self.decoder, self.manifest.generation
+        assert info is not None  # the decoder would have refused
         with self._lock:
             if self._generator is None:
                 from planish.runtime.generate import Generator
 
-                self._generator = Generator(forward.engine.session, text, info, self.manifest.vocab_size)
+                self._generator = Generator(decoder, text, info, self.manifest.vocab_size)
             return self._generator
+
+    @property
+    def decoder(self) -> Decoder:
+        """Prefill, steps and scores of a text-generation bundle, below texts: see :mod:`planish.runtime.decoders`."""
+        from planish.runtime.decoders import decoder_of
+
+        return decoder_of(self._open(), self.manifest)
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Raw tensors in, raw tensors out, by name; any task. Names, dtypes, ids, masks and lengths are checked."""
@@ -235,7 +260,7 @@ class Model:
 
     @property
     def session(self) -> Any:
-        """The onnxruntime.InferenceSession, for what this class does not offer."""
+        """The onnxruntime.InferenceSession, for what this class does not offer. Raises RequestError for an engine."""
         return self._open().session
 
     @property
@@ -246,8 +271,10 @@ class Model:
     def close(self) -> None:
         """Frees the engine; the model cannot be used after. Closing twice is fine."""
         with self._lock:
-            self._engine = None
+            engine, self._engine = self._engine, None
             self._generator = None
+        if engine is not None:
+            engine.close()
 
     def __enter__(self) -> Model:
         return self
@@ -257,7 +284,7 @@ class Model:
     ) -> None:
         self.close()
 
-    def _open(self) -> Engine:
+    def _open(self) -> Engine | PlanEngine:
         if self._engine is None:
             raise RequestError("an open model", "a closed one", "load the bundle again")
         return self._engine

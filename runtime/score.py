@@ -10,13 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from planish.errors import RequestError
-from planish.runtime.cache import DecoderRun
+from planish.runtime.decoders import Decoder
 from planish.runtime.manifest import Generation as DecoderInfo
 from planish.runtime.prompts import check_count, read_prompts
 from planish.runtime.sample import FloatArray, IntArray
@@ -50,7 +49,7 @@ class Score:
 
 
 def score(
-    session: Any,
+    decoder: Decoder,
     encoder: TextEncoder,
     info: DecoderInfo,
     vocab_size: int,
@@ -69,23 +68,26 @@ def score(
         if min(tokens.size, context) > info.max_length:
             got, fix = f"{min(tokens.size, context)} in text {index}", f"pass context={info.max_length}"
             raise RequestError(f"windows of at most {info.max_length} tokens", got, fix)
-    return Score(tuple(_score_one(session, info, vocab_size, tokens, context) for tokens in ids))
+    return Score(tuple(_score_one(decoder, tokens, context) for tokens in ids))
 
 
-def _score_one(session: Any, info: DecoderInfo, vocab_size: int, tokens: IntArray, context: int) -> FloatArray:
+def _score_one(decoder: Decoder, tokens: IntArray, context: int) -> FloatArray:
     losses: list[FloatArray] = []
     for start in range(0, tokens.size, context):
         window = tokens[start : start + context]
         if window.size > 1:
-            losses.extend(_window(session, info, vocab_size, window))
+            losses.extend(_window(decoder, window))
     return np.concatenate(losses)
 
 
-def _window(session: Any, info: DecoderInfo, vocab_size: int, window: IntArray) -> Iterator[FloatArray]:
-    run = DecoderRun(session, info, vocab_size, 1, longest=window.size, limit=window.size)
-    for start in range(0, window.size - 1, _CHUNK):
-        stop = min(start + _CHUNK, window.size - 1)
-        yield negative_log_likelihood(run.extend(window[start:stop]), window[start + 1 : stop + 1])
+def _window(decoder: Decoder, window: IntArray) -> Iterator[FloatArray]:
+    run = decoder.start(1, longest=window.size, limit=window.size)
+    try:
+        for start in range(0, window.size - 1, _CHUNK):
+            stop = min(start + _CHUNK, window.size - 1)
+            yield negative_log_likelihood(run.extend(window[start:stop]), window[start + 1 : stop + 1])
+    finally:
+        run.close()
 
 
 def negative_log_likelihood(logits: FloatArray, targets: IntArray) -> FloatArray:

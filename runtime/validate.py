@@ -29,12 +29,17 @@ KEEP = "logits_to_keep"
 
 @dataclass(frozen=True)
 class Limits:
-    """What inputs have to fit in; None means not known. ``generation``: a decoder, its mask covers the past."""
+    """What inputs have to fit in; None means not known.
+
+    ``generation``: a decoder, its mask covers the past. ``padding_anywhere``: of the ``qdq`` dialect, whose mask may
+    have zeros before ones.
+    """
 
     vocab_size: int
     max_length: int
     type_vocab_size: int | None = None
     generation: bool = False
+    padding_anywhere: bool = False
 
 
 def check_inputs(
@@ -94,7 +99,11 @@ def _check_tensor(array: NDArray[np.generic], info: TensorInfo, axes: dict[str, 
 
 
 def _check_values(inputs: Arrays, limits: Limits) -> None:
-    for name, size in (("input_ids", limits.vocab_size), ("token_type_ids", limits.type_vocab_size)):
+    bounds = [("input_ids", limits.vocab_size), ("token_type_ids", limits.type_vocab_size)]
+    if limits.generation:
+        new = inputs["input_ids"].shape[1] if "input_ids" in inputs else None
+        bounds += [("position_ids", limits.max_length), ("logits_index", new)]
+    for name, size in bounds:
         ids = inputs.get(name)
         if ids is None:
             continue
@@ -102,10 +111,11 @@ def _check_values(inputs: Arrays, limits: Limits) -> None:
         if low < 0 or (size is not None and high >= size):
             got = low if low < 0 else high
             limit = "at least 0" if size is None else f"in 0..{size - 1}"
-            raise RequestError(f"{name} {limit}", str(got), "use the bundle's own tokenizer")
+            fix = "count from 0" if name in ("position_ids", "logits_index") else "use the bundle's own tokenizer"
+            raise RequestError(f"{name} {limit}", str(got), fix)
     mask = inputs.get("attention_mask")
     if mask is not None:
-        _check_mask(mask, limits.generation)
+        _check_mask(mask, limits.generation and not limits.padding_anywhere)
     keep = inputs.get(KEEP)
     if keep is not None and not bool(((keep == 0) | (keep == 1)).all()):
         fix = "1 gives the logits of each row's last token, 0 those of all"

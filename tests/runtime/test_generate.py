@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from planish.errors import RequestError
+from planish.runtime.decoders import OrtDecoder
 from planish.runtime.generate import Generation, Generator
 from planish.runtime.manifest import Generation as DecoderInfo
 from planish.runtime.text import TextEncoder
@@ -23,9 +24,13 @@ PROMPTS = ["Call me Ishmael.", "It", "The whale, the whale! Up helm, up helm! Oh
 SAMPLED = {"temperature": 0.9, "top_k": 50, "top_p": 0.95, "seed": 7}
 
 
+def decoder(session: Any, vocab: int) -> OrtDecoder:
+    return OrtDecoder(session, DecoderInfo(**tiny_decoder.manifest_info()), vocab)
+
+
 @pytest.fixture(scope="module")
 def generator(session: Any, encoder: TextEncoder, vocab: int) -> Generator:
-    return Generator(session, encoder, DecoderInfo(**tiny_decoder.manifest_info()), vocab)
+    return Generator(decoder(session, vocab), encoder, DecoderInfo(**tiny_decoder.manifest_info()), vocab)
 
 
 def one(generator: Generator, prompt: str, **options: Any) -> Generation:
@@ -66,7 +71,9 @@ def test_a_ragged_batch_gives_what_each_prompt_gives_alone(generator: Generator,
 def test_more_prompts_than_a_batch_come_back_in_order(
     session: Any, generator: Generator, encoder: TextEncoder, vocab: int
 ) -> None:
-    pairs = Generator(session, encoder, DecoderInfo(**tiny_decoder.manifest_info()), vocab, batch_size=2)
+    pairs = Generator(
+        decoder(session, vocab), encoder, DecoderInfo(**tiny_decoder.manifest_info()), vocab, batch_size=2
+    )
     many = [*PROMPTS, "Ahab", "The sea"]
     assert pairs.generate(many, max_new_tokens=8, stop="e") == generator.generate(many, max_new_tokens=8, stop="e")
 
@@ -80,7 +87,7 @@ def test_rows_that_end_early_leave_the_others_alone(
     tokens = free[0].token_ids
     eos = next(t for t in tokens[3:] if tokens.index(t) >= 3)
     at = tokens.index(eos)
-    ending = Generator(session, encoder, DecoderInfo(**tiny_decoder.manifest_info((eos,))), vocab)
+    ending = Generator(decoder(session, vocab), encoder, DecoderInfo(**tiny_decoder.manifest_info((eos,))), vocab)
     for got, whole in zip(ending.generate(PROMPTS, max_new_tokens=30), free, strict=True):
         end = whole.token_ids.index(eos) if eos in whole.token_ids else 30
         assert got.token_ids == whole.token_ids[:end]
@@ -200,7 +207,7 @@ def test_threads_share_a_generator(generator: Generator) -> None:
 
 
 def test_the_limit_is_said_in_numbers(session: Any, encoder: TextEncoder, vocab: int) -> None:
-    short = Generator(session, encoder, DecoderInfo(**tiny_decoder.manifest_info(max_length=20)), vocab)
+    short = Generator(decoder(session, vocab), encoder, DecoderInfo(**tiny_decoder.manifest_info(max_length=20)), vocab)
     prompt = list(range(12))
     result = short.generate(prompt, max_new_tokens=8)
     assert isinstance(result, Generation)

@@ -16,7 +16,7 @@ import pytest
 
 from planish.errors import BundleError, HostError, RequestError
 from planish.runtime import load, read_manifest, verify, write_manifest
-from planish.runtime.engine import place
+from planish.runtime.placement import place
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 GPU_HOST, PLAIN_HOST = ["TensorrtExecutionProvider", CUDA, CPU], ["AzureExecutionProvider", CPU]
@@ -193,7 +193,14 @@ def test_a_graph_that_is_not_the_manifests(bundle: Path, part: str) -> None:
 def test_a_bundle_without_this_dialect(bundle: Path) -> None:
     sign(bundle, dialects={"qdq": dialect(bundle)["ort"]})
     with pytest.raises(BundleError, match="the dialect 'ort' in the bundle, got qdq"):
+        load(bundle, dialect="ort")
+    with load(bundle) as model:
+        assert model.dialect == "qdq"
+    sign(bundle, dialects={"other": read_manifest(bundle).to_json()["dialects"]["qdq"]})
+    with pytest.raises(BundleError, match="the dialect 'ort' in the bundle, got other"):
         load(bundle)
+    with pytest.raises(RequestError, match="a dialect: ort or qdq, got 'ort2'; did you mean 'ort'"):
+        load(bundle, dialect="ort2")
 
 
 @pytest.mark.parametrize(("name", "text"), [("config.json", "{"), ("tokenizer.json", "{}"), ("tokenizer.json", "")])

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from planish.errors import RequestError
+from planish.runtime.decoders import OrtDecoder
 from planish.runtime.manifest import Generation as DecoderInfo
 from planish.runtime.score import negative_log_likelihood, score
 from planish.runtime.text import TextEncoder
@@ -35,7 +36,7 @@ def test_losses_match_transformers(
 ) -> None:
     ids = encoder.encode([judge_text[:1500]])[0].ids[: 41 if context == 2 else 261]
     expected = reference(model, ids, context)
-    got = score(session, encoder, INFO, vocab, ids, context)
+    got = score(OrtDecoder(session, INFO, vocab), encoder, INFO, vocab, ids, context)
     np.testing.assert_allclose(got.nll[0], expected, atol=2e-4)
     assert got.tokens == len(expected)
     assert got.perplexity == pytest.approx(math.exp(sum(expected) / len(expected)), rel=1e-4)
@@ -45,11 +46,13 @@ def test_several_texts_are_averaged_over_tokens_not_over_texts(
     session: Any, model: Any, encoder: TextEncoder, vocab: int
 ) -> None:
     texts = ["Call me Ishmael.", "Some years ago, never mind how long precisely, having little or no money in my purse"]
-    got = score(session, encoder, INFO, vocab, texts)
+    got = score(OrtDecoder(session, INFO, vocab), encoder, INFO, vocab, texts)
     expected = [loss for text in texts for loss in reference(model, encoder.encode([text])[0].ids, 512)]
     assert got.mean == pytest.approx(np.mean(expected), abs=1e-4)
     assert [losses.size for losses in got.nll] == [len(encoder.encode([text])[0].ids) - 1 for text in texts]
-    assert score(session, encoder, INFO, vocab, texts[0]).nll[0].tolist() == got.nll[0].tolist()
+    assert (
+        score(OrtDecoder(session, INFO, vocab), encoder, INFO, vocab, texts[0]).nll[0].tolist() == got.nll[0].tolist()
+    )
 
 
 def test_losses_of_extreme_logits_do_not_overflow() -> None:
@@ -72,4 +75,4 @@ def test_what_cannot_be_scored_is_refused(
     session: Any, encoder: TextEncoder, vocab: int, texts: Any, context: Any, match: str
 ) -> None:
     with pytest.raises(RequestError, match=match):
-        score(session, encoder, INFO, vocab, texts, context)
+        score(OrtDecoder(session, INFO, vocab), encoder, INFO, vocab, texts, context)

@@ -1,0 +1,106 @@
+"""An engine has to give the golden answers on a device before it may serve there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planish.errors import BundleError, ParityError
+from planish.runtime.decoders import decoder_of
+from planish.runtime.engines import record_proof
+from planish.runtime.golden import golden_drift, read_golden
+from planish.runtime.integrity import Verified, verify_files
+from planish.runtime.manifest import Manifest
+from planish.runtime.sample import IntArray
+
+if TYPE_CHECKING:
+    from planish.runtime.engine import Engine
+    from planish.runtime.plan_engine import PlanEngine
+
+__all__ = ["check_golden", "measure_golden", "prove_engine"]
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+def prove_engine(bundle: str | os.PathLike[str], engine_id: str, device: int = 0) -> Manifest:
+    """Opens an engine on CUDA device ``device``, runs the golden set and records it in the manifest as ``proved``.
+
+    Raises ParityError when the answers are farther off than ``golden_limit`` allows, HostError when the engine cannot
+    run here, BundleError when the bundle is damaged. Whatever is raised, the manifest stays as it was.
+    """
+    from planish.runtime.choice import choose_engine, no_engine
+    from planish.runtime.engines import check_known
+    from planish.runtime.loader import open_engine
+
+    verified = verify_files(bundle)
+    check_known(verified.manifest, engine_id)
+    choice, reasons = choose_engine(verified, device, engine_id)
+    if choice is None:
+        raise no_engine(reasons)
+    engine = open_engine(verified, choice)
+    try:
+        drift, limit = check_golden(verified, engine, engine_id)
+    finally:
+        engine.close()
+    facts = choice.cuda.facts
+    where = {"name": facts.name, "sm": facts.sm, "driver": facts.driver}
+    return record_proof(bundle, engine_id, {"device": where, "drift": drift, "limit": limit})
+
+
+def check_golden(verified: Verified, engine: Engine | PlanEngine, name: str) -> tuple[float, float]:
+    """The drift of an open engine and the limit it kept. Raises ParityError when it did not."""
+    manifest = verified.manifest
+    dialect = manifest.engines[name].dialect
+    parity = manifest.parity.get(dialect)
+    limit = None if parity is None else parity.golden_limit
+    if limit is None:
+        got = "none: nothing says how near its answers have to be"
+        raise BundleError(f"golden_limit in the manifest's parity.{dialect}", got, "export the bundle again")
+    drift = measure_golden(verified, engine)
+    if not drift <= limit:
+        fix = f"do not serve it: remove_engine(bundle, {name!r}) or build it again; device='cpu' still serves"
+        raise ParityError(f"golden answers within {limit:g} (relative RMS) from the engine {name}", f"{drift:g}", fix)
+    return drift, limit
+
+
+def measure_golden(verified: Verified, engine: Engine | PlanEngine) -> float:
+    """How far an open engine is from ``golden/outputs.npz``, as relative root mean square.
+
+    A decoder answers twice, by its prefill alone and with the last token as a step, so that both of its optimization
+    profiles are tried; the worse counts.
+    """
+    inputs, wanted = read_golden(verified)
+    if verified.manifest.generation is None:
+        return golden_drift(engine.run(inputs), wanted, inputs.get("attention_mask"))
+    prompts = [row[mask == 1] for row, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)]
+    expected = {"logits": wanted["logits"].reshape(len(prompts), -1)}
+    answers = [_prefill(verified, engine, prompts)]
+    if min(prompt.size for prompt in prompts) > 1:
+        answers.append(_prefill_and_step(verified, engine, prompts))
+    return max(golden_drift({"logits": answer}, expected) for answer in answers)
+
+
+def _prefill(verified: Verified, engine: Engine | PlanEngine, prompts: list[IntArray]) -> NDArray[np.float32]:
+    run = decoder_of(engine, verified.manifest).start(len(prompts), longest=_longest(prompts), limit=_longest(prompts))
+    try:
+        return np.array(run.prefill(prompts), np.float32)
+    finally:
+        run.close()
+
+
+def _prefill_and_step(verified: Verified, engine: Engine | PlanEngine, prompts: list[IntArray]) -> NDArray[np.float32]:
+    longest = _longest(prompts)
+    run = decoder_of(engine, verified.manifest).start(len(prompts), longest=longest, limit=longest + 1)
+    try:
+        run.prefill([prompt[:-1] for prompt in prompts])
+        return np.array(run.step([int(prompt[-1]) for prompt in prompts]), np.float32)
+    finally:
+        run.close()
+
+
+def _longest(prompts: list[IntArray]) -> int:
+    return max(prompt.size for prompt in prompts)
