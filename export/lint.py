@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from planish import profiles, runtime
+from planish.errors import BundleError
 from planish.export.audit import Audit, audit, sizes_at
 from planish.export.lint_graph import load_graph
 from planish.export.lint_rule import Build, Finding, Rule, Subject
@@ -23,7 +25,7 @@ from planish.export.lint_rules_quantizers import RULES as QUANTIZERS
 from planish.export.lint_rules_weights import RULES as WEIGHTS
 from planish.profiles.schema import Profile
 
-__all__ = ["RULES", "Build", "Finding", "LintReport", "Rule", "lint_model"]
+__all__ = ["RULES", "Build", "Finding", "LintReport", "Rule", "lint_bundle", "lint_model"]
 
 RULES: Mapping[str, Rule] = {**OPERATORS, **QUANTIZERS, **WEIGHTS, **PRECISION, **DEVICE}
 """Every rule by its name."""
@@ -110,6 +112,21 @@ def lint_model(
     )
     told = audit(Path(path), subject, max_length)
     return LintReport(Path(path), profile.name if profile else None, findings, told, skipped)
+
+
+def lint_bundle(bundle: Path, profile: Profile | None = None) -> LintReport:
+    """Judge the qdq graph of a bundle, by default for the profile it was exported for.
+
+    Raises ``BundleError`` if the bundle is damaged or has no such graph.
+    """
+    manifest = runtime.verify(bundle)
+    if "qdq" not in manifest.dialects:
+        have = ", ".join(manifest.dialects)
+        raise BundleError(f"a qdq graph in {bundle}", have, "export with a profile that has TensorRT, e.g. rtx-4090")
+    if profile is None and manifest.profile in profiles.names():
+        named = profiles.load(manifest.profile)
+        profile = named if named.gpu is not None else None
+    return lint_model(bundle / manifest.dialects["qdq"].path, profile, max_length=manifest.max_length)
 
 
 def applies(rule: Rule, subject: Subject) -> bool:

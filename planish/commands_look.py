@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from planish import say
+from planish.errors import InputError
 from planish.options import json_option
 
 __all__ = ["doctor", "inspect", "profiles", "verify"]
@@ -34,13 +35,36 @@ def verify(bundle: Path, as_json: bool) -> None:
 
 @click.command()
 @click.argument("path", type=click.Path(path_type=Path))
+@click.option("--lint", is_flag=True, help="Judge the qdq graph of a bundle, or an .onnx file, as TensorRT will.")
+@click.option("--profile", help="With --lint: the device to judge for; default: the bundle's, if it has a GPU.")
 @json_option
-def inspect(path: Path, as_json: bool) -> None:
-    """Say what PATH, a bundle or a checkpoint, is made of."""
+def inspect(path: Path, lint: bool, profile: str | None, as_json: bool) -> int:
+    """Say what PATH, a bundle or a checkpoint, is made of.
+
+    With --lint: what would keep TensorRT from building its graph or make the engine wrong (exit code 1) or slow, and
+    how much of the work is done in which precision.
+    """
+    if lint:
+        return lint_of(path, profile, as_json)
+    if profile is not None:
+        raise InputError("--profile with --lint", "--profile alone", f"type: planish inspect {path} --lint")
     from planish.describe import describe
 
     facts = describe(path)
     say.answer({"path": str(path), **facts}, as_json=as_json, lines=list(lines_of(facts)))
+    return 0
+
+
+def lint_of(path: Path, profile: str | None, as_json: bool) -> int:
+    """Lint a bundle's graph or a file, and say it; 1 if a rule of severity error is broken."""
+    from planish.export.lint import lint_bundle, lint_model
+    from planish.profiles import load
+
+    device = load(profile) if profile is not None else None
+    report = lint_model(path, device) if path.is_file() else lint_bundle(path, device)
+    code = 0 if report.ok else 1
+    say.answer({"lint": report.to_json(), "exit_code": code}, as_json=as_json, lines=report.lines())
+    return code
 
 
 def lines_of(facts: dict[str, Any], indent: str = "") -> list[str]:
