@@ -7,7 +7,6 @@ on by one rename of the manifest, so that a bundle serves as before while it is 
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,12 +20,11 @@ from planish.export.build_estimate import Estimate, estimate, look_at_host, refu
 from planish.export.build_graph import GraphFacts, read_graph
 from planish.export.build_progress import Phases, watch
 from planish.export.build_shapes import optimization_profiles
-from planish.export.engine_folder import locked, switch_on, workshop
+from planish.export.engine_folder import locked, switch_on, workshop, write_engine
 from planish.export.peak_memory import read_peak, reset_peak
 from planish.export.plan_report import report
 from planish.export.tensorrt_module import Chosen, choose, explicit_targets, offered
 from planish.export.timing_cache import timing_cache_for
-from planish.outputs import disk_errors, sync
 from planish.profiles import Profile
 from planish.runtime import BuiltOn, EngineInfo, Manifest, ShapeProfile
 from planish.runtime.manifest import Dialect
@@ -94,15 +92,10 @@ class Preparation:
             raise self.refused[0]
         assert self.chosen is not None
         name = self.chosen.engine_id(self.profile)
-        with locked(self.bundle), disk_errors(self.bundle), workshop(self.bundle, name) as folder:
+        with locked(self.bundle), workshop(self.bundle, name) as folder:
             plan, build_facts = self.make_plan(progress)
-            with open(folder / "model.plan", "xb") as file:
-                file.write(plan.data)
-                file.flush()
-                os.fsync(file.fileno())
             info = self.describe(plan, build_facts)
-            runtime.write_engine_info(folder / "engine.json", info)
-            sync(folder)
+            write_engine(folder, plan.data, info)
             manifest = switch_on(self.bundle, folder, name, prove=self.chosen.device is not None)
         warnings = [*(f"{item.rule}: {item.reason}" for item in self.lint.findings), *plan.warnings]
         return BuildResult(self.bundle, name, info, manifest, tuple(warnings))

@@ -6,6 +6,7 @@ thread the builder reports from, and nothing of ours is raised through its C++ f
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 import time
@@ -156,29 +157,39 @@ def watch(
 ) -> Result:
     """Runs ``build`` in a thread and reports its seconds; whatever is raised here stops it first.
 
-    A second Ctrl-C no longer waits for the builder to notice.
+    The builder stops at its next step, which may take seconds. To leave it running while Python ends would abort the
+    process, so a second Ctrl-C changes nothing.
     """
     results: list[Result] = []
     failures: list[BaseException] = []
+    # Not Thread.join(): interrupted, it takes a thread that still runs for one that has ended (Python 3.10 and 3.11).
+    done = threading.Event()
 
     def run() -> None:
         try:
             results.append(build())
         except BaseException as error:  # raised again in the caller's thread
             failures.append(error)
+        finally:
+            done.set()
 
-    thread = threading.Thread(target=run, name="planish-build", daemon=True)
-    thread.start()
+    threading.Thread(target=run, name="planish-build", daemon=True).start()
     try:
-        while thread.is_alive():
-            thread.join(POLL)
+        while not done.wait(POLL):
             if progress is not None:
                 elapsed = time.monotonic() - phases.started
                 progress(STAGE, int(elapsed), int(elapsed + phases.remaining()) + 1)
     except BaseException:
         phases.stopped = True
-        thread.join()
+        finish(done)
         raise
     if failures:
         raise failures[0]
     return results[0]
+
+
+def finish(done: threading.Event) -> None:
+    """Waits for a build that was told to stop."""
+    while not done.is_set():
+        with contextlib.suppress(KeyboardInterrupt):
+            done.wait()

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from planish import runtime
 from planish.errors import HostError, ParityError
-from planish.outputs import sync
-from planish.runtime import Manifest
+from planish.outputs import disk_errors, sync
+from planish.runtime import EngineInfo, Manifest
 
-__all__ = ["locked", "switch_on", "workshop"]
+__all__ = ["locked", "switch_on", "workshop", "write_engine"]
 
 
 @contextlib.contextmanager
@@ -46,7 +46,8 @@ def workshop(bundle: Path, name: str) -> Iterator[Path]:
     engines = bundle / "engines"
     folder = engines / f".{name}"
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    with disk_errors(bundle):
+        folder.mkdir(parents=True)
     try:
         yield folder
     except BaseException:
@@ -56,14 +57,26 @@ def workshop(bundle: Path, name: str) -> Iterator[Path]:
         raise
 
 
+def write_engine(folder: Path, plan: bytes, info: EngineInfo) -> None:
+    """Writes both files of an engine and pushes them to the disk; raises ``HostError`` if it refuses."""
+    with disk_errors(folder):
+        with open(folder / "model.plan", "xb") as file:
+            file.write(plan)
+            file.flush()
+            os.fsync(file.fileno())
+        runtime.write_engine_info(folder / "engine.json", info)
+        sync(folder)
+
+
 def switch_on(bundle: Path, folder: Path, name: str, *, prove: bool) -> Manifest:
     """Puts a finished engine in its place and into the manifest, in place of an older one of that id."""
     target = bundle / "engines" / name
     if name in runtime.read_manifest(bundle).engines:
         runtime.remove_engine(bundle, name)
     shutil.rmtree(target, ignore_errors=True)  # of a build that was killed right here
-    os.rename(folder, target)
-    sync(target.parent)
+    with disk_errors(bundle):
+        os.rename(folder, target)
+        sync(target.parent)
     try:
         manifest = runtime.add_engine(bundle, name)
     except BaseException:
