@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from planish import __version__, profiles, runtime
 from planish.errors import BundleError, HostError, InputError, PlanishError
@@ -28,6 +28,9 @@ from planish.export.timing_cache import timing_cache_for
 from planish.profiles import Profile
 from planish.runtime import BuiltOn, EngineInfo, Manifest, ShapeProfile
 from planish.runtime.manifest import Dialect
+
+if TYPE_CHECKING:
+    from planish.export.lint import LintReport
 
 __all__ = ["BuildResult", "Preparation", "build", "find_device", "prepare"]
 
@@ -72,7 +75,7 @@ class Preparation:
     facts: GraphFacts
     shapes: tuple[ShapeProfile, ...]
     estimate: Estimate
-    lint: Any
+    lint: LintReport
     refused: tuple[PlanishError, ...]
     optimization_level: int | None = None
 
@@ -206,21 +209,25 @@ def prepare(
     facts = read_graph(root / dialect.path, decoder=manifest.generation is not None)
     need = estimate(facts, shapes, dialect.inputs, dialect.outputs, chosen.name if chosen else module or names[0])
     refused += refusals(need, device, look_at_host(root))
-    lint = lint_graph(root / dialect.path, device)
+    lint = lint_graph(root / dialect.path, device, manifest, chosen)
     refused += lint_refusals(lint)
     return Preparation(
         root, manifest, device, chosen, facts, tuple(shapes), need, lint, tuple(refused), optimization_level
     )
 
 
-def lint_graph(path: Path, profile: Profile) -> Any:
-    """The linter's report: ``findings`` with ``rule``, ``severity``, ``node``, ``reason`` and ``fix``; ``audit``."""
-    from planish.export.lint import lint_model
+def lint_graph(path: Path, profile: Profile, manifest: Manifest, chosen: Chosen | None) -> LintReport:
+    """The linter's report on the graph and, where a module can build it, on the build to come."""
+    from planish.export.lint import Build, lint_model
 
-    return lint_model(path, profile)
+    to_come = None
+    if chosen is not None:
+        timed = timing_cache_for(chosen) is not None
+        to_come = Build(chosen.name, chosen.version, (chosen.target,), (), timed, chosen.device is not None)
+    return lint_model(path, profile, build=to_come, max_length=manifest.max_length)
 
 
-def lint_refusals(lint: Any) -> list[PlanishError]:
+def lint_refusals(lint: LintReport) -> list[PlanishError]:
     """One error for all rules that are broken: the first in words, the others counted."""
     errors = [item for item in lint.findings if item.severity == "error"]
     if not errors:
@@ -253,7 +260,6 @@ def find_device() -> BuiltOn | None:
     from planish.runtime import device_facts
 
     try:
-        device: BuiltOn = device_facts()
-        return device
+        return device_facts()
     except HostError:
         return None

@@ -173,15 +173,17 @@ def watch(
         finally:
             done.set()
 
-    threading.Thread(target=run, name="planish-build", daemon=True).start()
+    thread = threading.Thread(target=run, name="planish-build", daemon=True)
     try:
+        thread.start()
         while not done.wait(POLL):
             if progress is not None:
                 elapsed = time.monotonic() - phases.started
                 progress(STAGE, int(elapsed), int(elapsed + phases.remaining()) + 1)
     except BaseException:
         phases.stopped = True
-        finish(done)
+        if thread.ident is not None:
+            finish(done)
         raise
     if failures:
         raise failures[0]

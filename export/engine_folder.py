@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from planish import runtime
-from planish.errors import HostError, ParityError
+from planish.errors import HostError
 from planish.outputs import disk_errors, sync
 from planish.runtime import EngineInfo, Manifest
 
@@ -86,12 +86,11 @@ def switch_on(bundle: Path, folder: Path, name: str, *, prove: bool) -> Manifest
 
 
 def proved(bundle: Path, name: str) -> Manifest:
-    """Runs the golden set on this host's GPU; an engine that fails it leaves the bundle."""
+    """Runs the golden set on this host's GPU; an engine that does not pass leaves the bundle."""
     from planish.runtime import prove_engine
 
     try:
-        manifest: Manifest = prove_engine(bundle, name)
-        return manifest
-    except ParityError:
+        return prove_engine(bundle, name)
+    except BaseException:
         runtime.remove_engine(bundle, name)
         raise

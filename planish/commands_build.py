@@ -64,11 +64,12 @@ def answer_dry(ready: Preparation, as_json: bool) -> int:
             "profile": ready.profile.name,
             "estimate": ready.estimate.to_json(),
             "profiles": shapes,
+            "lint": ready.lint.to_json(),
             "refused": refused,
             "exit_code": code,
         },
         as_json=as_json,
-        lines=[*estimate_lines(ready), *(f"in the way: {error}" for error in ready.refused)],
+        lines=[*estimate_lines(ready), *ready.lint.lines(), *(f"in the way: {error}" for error in ready.refused)],
     )
     return code
 

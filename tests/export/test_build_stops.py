@@ -23,7 +23,7 @@ LAYERS = 12
 
 
 @pytest.fixture
-def building(tmp_path: Path) -> Iterator[tuple[Path, "subprocess.Popen[str]"]]:
+def building(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
     """A bundle and a process in the middle of building its engine."""
     bundle, profile = make_bundle(tmp_path / "bundle", layers=LAYERS), make_profile(tmp_path)
     command = [sys.executable, "-m", "planish", "build", str(bundle), "--profile", str(profile)]
@@ -47,7 +47,7 @@ def serves(bundle: Path) -> bool:
         return all(np.allclose(got[name], outputs[name], atol=1e-2) for name in outputs.files)
 
 
-def test_killed(building: tuple[Path, "subprocess.Popen[str]"], tmp_path: Path) -> None:
+def test_killed(building: tuple[Path, subprocess.Popen[str]], tmp_path: Path) -> None:
     bundle, process = building
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -59,11 +59,9 @@ def test_killed(building: tuple[Path, "subprocess.Popen[str]"], tmp_path: Path) 
     assert serves(bundle)
 
 
-def test_interrupted(building: tuple[Path, "subprocess.Popen[str]"]) -> None:
+def test_interrupted(building: tuple[Path, subprocess.Popen[str]]) -> None:
     bundle, process = building
-    for _ in range(3):
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
     started = time.monotonic()
     _, said = process.communicate(timeout=120)
     assert process.returncode == 130, said
@@ -72,6 +70,28 @@ def test_interrupted(building: tuple[Path, "subprocess.Popen[str]"]) -> None:
     assert "Traceback" not in said
     assert not (bundle / "engines").exists()
     assert serves(bundle)
+
+
+IMPATIENT = """
+import os, signal, time
+from planish.export.build_progress import Phases, watch
+phases, ended = Phases(1.0), []
+def slow():
+    for _ in range(3):
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.3)
+    ended.append(phases.stopped)
+try:
+    watch(slow, phases)
+except KeyboardInterrupt:
+    print("stopped", ended)
+"""
+
+
+def test_impatience_does_not_leave_a_builder_running() -> None:
+    done = subprocess.run([sys.executable, "-c", IMPATIENT], capture_output=True, text=True, check=False)
+    assert done.stdout.split("\n")[0] == "stopped [True]", done.stderr
 
 
 def test_a_callers_progress_that_raises_stops_the_build(tmp_path: Path) -> None:
@@ -85,7 +105,7 @@ def test_a_callers_progress_that_raises_stops_the_build(tmp_path: Path) -> None:
     assert not (bundle / "engines").exists()
 
 
-def test_serving_while_it_builds(building: tuple[Path, "subprocess.Popen[str]"]) -> None:
+def test_serving_while_it_builds(building: tuple[Path, subprocess.Popen[str]]) -> None:
     bundle, process = building
     assert serves(bundle)
     process.communicate(timeout=300)
