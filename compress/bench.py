@@ -104,11 +104,11 @@ def relative_error(weight: torch.Tensor, other: torch.Tensor) -> float:
 class Context:
     """What a pass may use besides the model.
 
-    ``windows`` reads the calibration text: int64 ``[samples, sequence_length]``. ``pieces`` keeps what
+    ``windows`` reads the calibration text: int64 ``[samples, length]`` for each length. ``pieces`` keeps what
     is finished for a run that continues after a kill.
     """
 
-    windows: Callable[[], torch.Tensor]
+    windows: Callable[[], tuple[torch.Tensor, ...]]
     pieces: Pieces
     progress: Progress
     seed: int

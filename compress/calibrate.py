@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -60,14 +60,14 @@ class SharedInputs:
 def observe(
     model: nn.Module,
     layers: list[Layer],
-    windows: Tensor,
+    windows: Sequence[Tensor],
     collector: Collector,
     *,
     tick: Callable[[int, int], None],
     pieces: Pieces,
     piece: str,
 ) -> dict[str, str]:
-    """Show ``collector`` the inputs of ``layers`` on ``windows`` (int64 ``[n, tokens]``, no padding).
+    """Show ``collector`` the inputs of ``layers`` on ``windows`` (int64 ``[n, tokens]`` each, no padding).
 
     Layers that read the same tensor are shown once; returned is module name -> the one that was shown for it. What is
     finished is kept in ``pieces`` under ``piece``.
@@ -75,8 +75,8 @@ def observe(
     Raises:
         RecipeError: a layer is not called.
     """
-    parts = torch.split(windows, max(1, TOKENS_PER_BATCH // windows.shape[1]))
-    tag = tensors_digest({"windows": windows})
+    parts = [part for one in windows for part in torch.split(one, max(1, TOKENS_PER_BATCH // one.shape[1]))]
+    tag = tensors_digest({f"windows {index}": one for index, one in enumerate(windows)})
     shared, start = SharedInputs(), 0
     saved = pieces.load_state(piece, tag)
     if saved is not None:

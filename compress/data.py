@@ -56,8 +56,8 @@ def _rows(content: str, path: Path) -> list[str]:
     return texts
 
 
-def token_windows(data: Data, folder: Path, tokenizer: Any, max_length: int | None) -> torch.Tensor:
-    """Windows of tokens, int64 ``[samples, sequence_length]``, without padding; the same for the same seed.
+def token_windows(data: Data, folder: Path, tokenizer: Any, max_length: int | None) -> tuple[torch.Tensor, ...]:
+    """Windows of tokens, int64 ``[samples, length]`` for each length asked for, without padding; the same for a seed.
 
     The texts are tokenized one after the other into one stream and cut; ``samples`` cuts are drawn with the seed.
     Tokens a tokenizer puts around every text ([CLS] and [SEP]) stand around every window. Fewer windows than asked are
@@ -66,10 +66,14 @@ def token_windows(data: Data, folder: Path, tokenizer: Any, max_length: int | No
     Raises:
         DataError: not one window's worth of text.
     """
-    length = min(data.sequence_length, max_length or data.sequence_length)
+    stream = [token for text in read_texts(data.source, folder) for token in _encode(tokenizer, text)]
+    lengths = dict.fromkeys(min(length, max_length or length) for length in data.lengths)
+    return tuple(_windows(stream, length, data, tokenizer) for length in lengths)
+
+
+def _windows(stream: list[int], length: int, data: Data, tokenizer: Any) -> torch.Tensor:
     before, after = _frame(tokenizer)
     inner = length - len(before) - len(after)
-    stream = [token for text in read_texts(data.source, folder) for token in _encode(tokenizer, text)]
     starts = range(0, len(stream) - inner + 1, inner)
     if inner < 1 or not starts:
         expected = f"at least one window of {length} tokens in data.source {data.source!r}"

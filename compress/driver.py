@@ -106,7 +106,7 @@ def _run_passes(
     plan: Recipe, source: Checkpoint, bench: Bench, work: WorkFolder, report: Progress
 ) -> list[dict[str, Any]]:
     @cache
-    def windows() -> torch.Tensor:
+    def windows() -> tuple[torch.Tensor, ...]:
         return token_windows(plan.data, plan.folder, source.tokenizer(), longest_text(bench.model))
 
     receipts = []

@@ -11,7 +11,7 @@ folded into LayerNorm, for the residual reads it too: so ``1 / s`` is stored wit
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -87,17 +87,19 @@ class Histograms:
 def input_scales(
     model: nn.Module,
     layers: list[Layer],
-    windows: Tensor,
+    windows: Sequence[Tensor],
     *,
     method: Range,
     percentile: float,
     smoothing: float | None,
+    plain: Collection[str] = (),
     tick: Callable[[int, int], None],
     pieces: Pieces,
 ) -> dict[str, InputScale]:
-    """Module name -> how its input is quantized, from calibration ``windows`` (int64 ``[n, tokens]``, no padding).
+    """Module name -> how its input is quantized, from calibration ``windows`` (int64 ``[n, tokens]`` each, no padding).
 
-    Layers that read the same tensor get the same. ``smoothing`` is SmoothQuant's ``a``, None for none.
+    Layers that read the same tensor get the same. ``smoothing`` is SmoothQuant's ``a``, None for none; the inputs of
+    ``plain`` layers are left out of it.
 
     Raises:
         RecipeError: a layer is not called.
@@ -108,8 +110,9 @@ def input_scales(
     factors: dict[str, Tensor] = {}
     if smoothing is not None:
         for leader, largest in limits.largest.items():
-            weights = [layer.weight for layer in layers if leaders[layer.name] == leader]
-            factors[leader] = pre_quant_scale(largest, weights, smoothing)
+            readers = [layer for layer in layers if leaders[layer.name] == leader]
+            if not any(layer.name in plain for layer in readers):
+                factors[leader] = pre_quant_scale(largest, [layer.weight for layer in readers], smoothing)
     if method == "absmax":
         reached = {name: float((seen * factors.get(name, 1.0)).max()) for name, seen in limits.largest.items()}
     else:

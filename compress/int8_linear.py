@@ -12,7 +12,8 @@ Heads, classifiers and poolers stay float: they are small, and they decide.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -42,6 +43,7 @@ class Int8Linear(Pass):
     input_range: InputRange = "absmax"
     percentile: Annotated[float, Field(gt=50.0, le=100.0)] = 99.99
     smoothing: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    smoothing_exclude: list[str] = field(default_factory=list)
 
     def apply(self, bench: Bench, context: Context) -> Bench:
         chosen = self.select(bench)
@@ -69,6 +71,15 @@ class Int8Linear(Pass):
         context.progress(self.name, len(chosen), len(chosen))
         return bench
 
+    def _unsmoothed(self, chosen: list[Layer]) -> set[str]:
+        """Layers whose inputs stay as they are; one of the patterns has to match, as families name them differently."""
+        patterns = self.smoothing_exclude
+        found = {layer.name for layer in chosen if any(fnmatchcase(layer.name, pattern) for pattern in patterns)}
+        if patterns and not found:
+            got = f"no match for {', '.join(patterns)}"
+            raise RecipeError(f"smoothing_exclude of pass {self.name} to match a layer", got, f"e.g. {chosen[0].name}")
+        return found
+
     def _inputs(self, bench: Bench, context: Context, chosen: list[Layer]) -> dict[str, InputScale]:
         if self.activations != "static":
             return {}
@@ -79,6 +90,7 @@ class Int8Linear(Pass):
             method=self.input_range,
             percentile=self.percentile,
             smoothing=self.smoothing,
+            plain=self._unsmoothed(chosen),
             tick=lambda done, total: context.progress("calibrate", done, total),
             pieces=context.pieces,
         )

@@ -81,8 +81,11 @@ class Pass(ABC):
                 raise RecipeError(f"{layer.name} to be quantized once", other, f"exclude it from pass {self.name}")
         return chosen
 
+    def _excluded(self, layer: Layer) -> bool:
+        return any(fnmatchcase(layer.name, pattern) for pattern in self.exclude)
+
     def _wants(self, layer: Layer) -> bool:
-        if any(fnmatchcase(layer.name, pattern) for pattern in self.exclude):
+        if self._excluded(layer):
             return False
         if self.include:
             return any(fnmatchcase(layer.name, pattern) for pattern in self.include)

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Hashable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -26,15 +26,25 @@ __all__ = ["Data", "Recipe", "load_recipe", "parse_recipe"]
 _MAX_BYTES = 64 * 1024
 
 
+Length = Annotated[int, Field(ge=8, le=131_072)]
+
+
 class Data(BaseModel):
-    """Calibration text: where it comes from, and how many windows of how many tokens are drawn with which seed."""
+    """Calibration text: where it comes from, and how many windows of how many tokens are drawn with which seed.
+
+    Of several lengths, ``samples`` windows are drawn of each.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     source: str = "builtin"
     samples: int = Field(default=128, ge=1, le=100_000)
-    sequence_length: int = Field(default=512, ge=8, le=131_072)
+    sequence_length: Length | Annotated[list[Length], Field(min_length=1, max_length=16)] = 512
     seed: int = Field(default=0, ge=0, lt=2**63)
+
+    @property
+    def lengths(self) -> list[int]:
+        return self.sequence_length if isinstance(self.sequence_length, list) else [self.sequence_length]
 
 
 class _Document(BaseModel):

@@ -6,6 +6,7 @@ are the ``ModuleList`` of that length, the tables come from ``get_input_embeddin
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,14 +21,15 @@ from planish.errors import CheckpointError
 __all__ = ["Kind", "Layer", "Role", "find_blocks", "head_is_tied", "longest_text", "normalized", "walk"]
 
 Kind = Literal["linear", "conv1d", "embedding"]
-Role = Literal["body", "head", "embedding", "other"]
+Role = Literal["body", "head", "embedding", "positions", "other"]
 
 
 @dataclass(frozen=True)
 class Layer:
     """One linear or embedding layer.
 
-    ``role``: *body* = inside a block; *embedding* = the token table; *head* = the projection onto the vocabulary;
+    ``role``: *body* = inside a block; *embedding* = the token table; *positions* = a table
+    of learned positions; *head* = the projection onto the vocabulary;
     *other* = the rest (poolers, classifiers, projections between embedding and blocks).
     """
 
@@ -46,6 +48,10 @@ class Layer:
     def set_weight(self, weight: torch.Tensor) -> None:
         """Overwrite the weight in place with ``[out, in]`` values."""
         self.weight.copy_(weight)
+
+
+_POSITIONS = re.compile(r"(^|\.)(position_embeddings|embed_positions|wpe)$")
+"""What tables of learned positions are called (BERT and kin, OPT, GPT-2); relative biases are none."""
 
 
 def normalized(config: Any) -> Any:
@@ -92,16 +98,19 @@ def longest_text(model: Any) -> int | None:
 
 
 def walk(model: Any) -> Iterator[Layer]:
-    """All linear, Conv1D and embedding layers in the model's order; of embeddings only the token table."""
+    """All linear, Conv1D and embedding layers in the model's order; of embeddings those of tokens and positions."""
     prefix, _ = find_blocks(model)
     table, head = model.get_input_embeddings(), model.get_output_embeddings()
     for name, module in model.named_modules():
         kind = _kind(module)
-        if kind is None or (kind == "embedding" and module is not table):
+        positions = kind == "embedding" and module is not table and _POSITIONS.search(name) is not None
+        if kind is None or (kind == "embedding" and module is not table and not positions):
             continue
         block = int(name[len(prefix) + 1 :].split(".", 1)[0]) if name.startswith(prefix + ".") else None
         role: Role = "other" if block is None else "body"
-        if module is table:
+        if positions:
+            role = "positions"
+        elif module is table:
             role = "embedding"
         elif module is head:
             role = "head"

@@ -41,7 +41,7 @@ class WeightOnly(Pass):
     in_place: ClassVar[bool] = True
 
     bits: Literal[4, 8] = 4
-    group_size: Annotated[int, Field(ge=16, le=128)] = 32
+    group_size: Annotated[int, Field(ge=16, le=128)] | None = 32
     symmetric: bool = False
     method: Literal["gptq", "round"] = "gptq"
     range: Literal["mse", "absmax"] = "mse"
@@ -72,7 +72,10 @@ class WeightOnly(Pass):
         """Block by block: Hessians of the block as it is, integers, then outputs of the block as it will be served."""
         per_block = _by_block(chosen, self.name)
         tick = _Ticker(context.progress, self.name, len(chosen))
-        windows = context.windows()
+        windows, *others = context.windows()
+        if others:
+            got = f"{1 + len(others)} of them"
+            raise RecipeError(f"one data.sequence_length for pass {self.name} with method gptq", got, "give one number")
         tag = tensors_digest({"windows": windows})
         blocks = find_blocks(bench.model)[1]
         saliency: dict[str, torch.Tensor] = {}

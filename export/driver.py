@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from planish import profiles
 from planish.errors import CheckpointError, InputError
 from planish.export.describe import describe, infer_task
-from planish.export.golden import GOLDEN_LENGTHS, Arrays, encoder_inputs, run_torch
+from planish.export.encoder import OUTPUTS
+from planish.export.golden import GOLDEN_LENGTHS, Arrays, encoder_inputs, run_torch, text_inputs
 from planish.export.graph import Built, Progress
-from planish.export.parity import check_encoder, tolerance
+from planish.export.parity import check_encoder, check_encoder_qdq, tolerance
 from planish.export.quiet import quiet
 from planish.export.reader import CheckpointReader
 from planish.export.reference import check_config, load_reference
@@ -66,49 +68,81 @@ def export(
     fields = {**describe(source, reader, chosen), "profile": device.name, "gates": []}
     check_tokenizer(source)
     with staging(target) as folder:
-        scratch = folder / ".scratch"
         make = _decoder if chosen == "text-generation" else _encoder
-        built, parity, golden = make(source, scratch, fields, opset, atol, progress)
-        manifest = write_bundle(folder, source, built, {**fields, "parity": {"ort": parity}}, golden, reader.config)
+        job = _Job(source, reader, folder / ".scratch", fields, device.dialects, opset, atol, progress)
+        built, parity, golden = make(job)
+        manifest = write_bundle(folder, source, built, {**fields, "parity": parity}, golden, reader.config)
     return ExportResult(target, manifest)
 
 
-Made = tuple[Built, dict[str, Any], tuple[Arrays, Arrays]]
+@dataclass(frozen=True)
+class _Job:
+    """What to export, and how."""
+
+    source: Path
+    reader: CheckpointReader
+    scratch: Path
+    fields: dict[str, Any]
+    dialects: tuple[str, ...]
+    opset: int
+    atol: float | None
+    progress: Progress | None
 
 
-def _encoder(
-    source: Path, scratch: Path, fields: dict[str, Any], opset: int, atol: float | None, progress: Progress | None
-) -> Made:
-    from planish.export.encoder import build_encoder
+Made = tuple[list[Built], dict[str, dict[str, Any]], tuple[Arrays, Arrays]]
 
-    task = fields["task"]
+
+def _encoder(job: _Job) -> Made:
+    from planish.export.encoder import build_encoder, input_names, trace_encoder
+
+    task, fields = job.fields["task"], job.fields
     if fields["model_type"] not in ENCODERS:
         raise CheckpointError(
             f"an encoder of type {', '.join(ENCODERS)} for {task}", repr(fields["model_type"]), "choose another --task"
         )
-    built = build_encoder(source, scratch, task=task, opset=opset, progress=progress)
-    model = load_reference(source, task)
-    limits = {"vocab_size": fields["vocab_size"], "pad_token_id": fields["pad_token_id"]}
-    parity = check_encoder(built, model, max_length=fields["max_length"], atol=atol, progress=progress, **limits)
-    lengths = [min(length, fields["max_length"]) for length in GOLDEN_LENGTHS]
-    inputs = encoder_inputs([spec.name for spec in built.inputs], lengths, **limits)
+    traced = trace_encoder(job.source, task=task, opset=job.opset, progress=job.progress)
+    model = load_reference(job.source, task)
+    vocab, longest, pad = fields["vocab_size"], fields["max_length"], fields["pad_token_id"]
+    names = input_names(model)
+    golden_lengths = [min(length, longest) for length in GOLDEN_LENGTHS]
+    inputs = encoder_inputs(names, golden_lengths, vocab_size=vocab, pad_token_id=pad)
     with quiet():
-        outputs = run_torch(model, inputs, [spec.name for spec in built.outputs])
-    return built, parity, (inputs, outputs)
+        golden = inputs, run_torch(model, inputs, OUTPUTS[task])
+    graphs, parity = [], {}
+    for dialect in job.dialects:
+        texts = _range_texts(job, names) if dialect == "qdq" else ()
+        built = build_encoder(traced, job.scratch / dialect, dialect=dialect, texts=texts, progress=job.progress)
+        check = partial(check_encoder_qdq, golden=golden) if dialect == "qdq" else check_encoder
+        parity[dialect] = check(
+            built,
+            model,
+            vocab_size=vocab,
+            max_length=longest,
+            pad_token_id=pad,
+            atol=job.atol,
+            progress=job.progress,
+        )
+        graphs.append(built)
+    return graphs, parity, golden
 
 
-def _decoder(
-    source: Path, scratch: Path, fields: dict[str, Any], opset: int, atol: float | None, progress: Progress | None
-) -> Made:
+def _range_texts(job: _Job, names: tuple[str, ...]) -> list[Arrays]:
+    fields = job.fields
+    tokenizer = job.source / "tokenizer.json"
+    return text_inputs(names, tokenizer, vocab_size=fields["vocab_size"], max_length=fields["max_length"])
+
+
+def _decoder(job: _Job) -> Made:
     from planish.export.decoder import FAMILIES, build_decoder
     from planish.export.decoder_parity import check_decoder, decoder_golden
 
-    if fields["model_type"] in FAMILIES:
-        check_config(source, "text-generation")
-    built = build_decoder(source, scratch, opset=opset, progress=progress)
-    model = load_reference(source, "text-generation")
-    parity = check_decoder(built, model, vocab_size=fields["vocab_size"], atol=atol, progress=progress)
-    return built, parity, decoder_golden(model, vocab_size=fields["vocab_size"])
+    if job.fields["model_type"] in FAMILIES:
+        check_config(job.source, "text-generation")
+    vocab = job.fields["vocab_size"]
+    built = build_decoder(job.source, job.scratch / "ort", opset=job.opset, progress=job.progress)
+    model = load_reference(job.source, "text-generation")
+    parity = check_decoder(built, model, vocab_size=vocab, atol=job.atol, progress=job.progress)
+    return [built], {"ort": parity}, decoder_golden(model, vocab_size=vocab)
 
 
 def _check_opset(opset: int) -> None:

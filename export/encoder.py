@@ -1,7 +1,9 @@
-"""From an encoder checkpoint to an ONNX file: trace the float model, then lower it with the checkpoint's integers."""
+"""From an encoder checkpoint to ONNX files: trace the float model, then lower it with the checkpoint's integers."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +11,18 @@ import onnx_ir as ir
 import torch
 
 from planish.errors import CheckpointError
+from planish.export.golden import Arrays
 from planish.export.graph import Built, Progress, TensorSpec
 from planish.export.lower_ort import lower_to_ort
+from planish.export.lower_qdq import lower_to_qdq
+from planish.export.measure_ranges import measure_ranges
 from planish.export.quiet import quiet
 from planish.export.reader import CheckpointReader
 from planish.export.reference import load_float
+from planish.export.to_half import to_half
 from planish.export.trace_ops import tracing
 
-__all__ = ["DISABLED_OPTIMIZERS", "OUTPUTS", "build_encoder", "input_names"]
+__all__ = ["DISABLED_OPTIMIZERS", "OUTPUTS", "TWIN", "Traced", "build_encoder", "input_names", "trace_encoder"]
 
 OUTPUTS = {
     "feature-extraction": ("last_hidden_state",),
@@ -30,36 +36,82 @@ OUTPUTS = {
 DISABLED_OPTIMIZERS = ("SkipLayerNormFusion", "BiasGeluFusion")
 """Fusions of ONNX Runtime whose kernels are slower than the nodes they replace (docs/LOG.md)."""
 
+TWIN = "twin.onnx"
+"""The float32 graph a float16 one was made from; it stays out of the bundle."""
+
 EXTERNAL_ABOVE = 1_500_000_000
 """Bytes of weights above which they leave the model file; a protobuf ends at 2 GiB."""
 
 
-def build_encoder(
-    checkpoint: Path, scratch: Path, *, task: str, opset: int = 21, progress: Progress | None = None
-) -> Built:
-    """Trace and lower the encoder in ``checkpoint`` into ``scratch/model.onnx``.
+@dataclass(frozen=True)
+class Traced:
+    """A float model as torch.onnx wrote it, with a marker node for each linear layer and attention."""
+
+    model: ir.Model
+    reader: CheckpointReader
+    prefix: str
+    opset: int
+
+
+def trace_encoder(checkpoint: Path, *, task: str, opset: int = 21, progress: Progress | None = None) -> Traced:
+    """Trace the encoder in ``checkpoint`` once, for any number of dialects.
 
     Raises ``CheckpointError`` if transformers cannot load it or torch cannot trace it.
     """
-    reader = CheckpointReader(checkpoint)
     _tell(progress, "trace", 0)
     model = load_float(checkpoint, task)
     traced = _trace(model, task, opset)
-    _tell(progress, "trace", 1)
-    precision = lower_to_ort(traced, reader, model.base_model_prefix)
     traced.producer_name, traced.producer_version = "planish", ""
+    _tell(progress, "trace", 1)
+    return Traced(traced, CheckpointReader(checkpoint), model.base_model_prefix, opset)
+
+
+def build_encoder(
+    traced: Traced,
+    scratch: Path,
+    *,
+    dialect: str = "ort",
+    texts: Sequence[Arrays] = (),
+    progress: Progress | None = None,
+) -> Built:
+    """Spell ``traced`` in a dialect, as ``scratch/model.onnx``.
+
+    For `qdq` the float32 twin is left as ``scratch/twin.onnx``, and ``texts`` (inputs by name, unpadded) are what its
+    values' ranges are measured on. Raises ``CheckpointError`` for layers the dialect has no form for.
+    """
     scratch.mkdir(parents=True, exist_ok=True)
-    files = _save(traced, scratch)
-    _tell(progress, "lower", 1)
+    model = traced.model.clone()
+    lower = _lower_qdq if dialect == "qdq" else _lower_ort
+    precision, extra = lower(model, traced, scratch, texts)
+    files = _save(model, scratch, "model.onnx")
+    _tell(progress, f"lower {dialect}", 1)
     return Built(
         folder=scratch,
         files=files,
-        opset=opset,
-        inputs=tuple(_spec(value) for value in traced.graph.inputs),
-        outputs=tuple(_spec(value) for value in traced.graph.outputs),
+        opset=traced.opset,
+        inputs=tuple(_spec(value) for value in model.graph.inputs),
+        outputs=tuple(_spec(value) for value in model.graph.outputs),
         precision=precision,
-        disabled_optimizers=DISABLED_OPTIMIZERS,
+        dialect=dialect,
+        **extra,
     )
+
+
+Lowered = tuple[dict[str, str], dict[str, Any]]
+
+
+def _lower_ort(model: ir.Model, traced: Traced, scratch: Path, texts: Sequence[Arrays]) -> Lowered:
+    return lower_to_ort(model, traced.reader, traced.prefix), {"disabled_optimizers": DISABLED_OPTIMIZERS}
+
+
+def _lower_qdq(model: ir.Model, traced: Traced, scratch: Path, texts: Sequence[Arrays]) -> Lowered:
+    precision = lower_to_qdq(model, traced.reader, traced.prefix)
+    _save(model, scratch, TWIN)
+    ranges = measure_ranges(scratch / TWIN, texts)
+    casts = to_half(model, ranges.wide)
+    words = precision | {"compute": "fp16 + fp32" if ranges.wide else "fp16"}
+    words |= {role: kind.replace("fp32", "fp16") for role, kind in precision.items() if role != "compute"}
+    return words, {"audit": {"ranges": ranges.to_json(), "casts": casts}, "disabled_optimizers": DISABLED_OPTIMIZERS}
 
 
 def input_names(model: Any) -> tuple[str, ...]:
@@ -132,13 +184,13 @@ def _strip_prefix(graph: ir.Graph) -> None:
             graph.register_initializer(value)
 
 
-def _save(model: ir.Model, folder: Path) -> tuple[str, ...]:
+def _save(model: ir.Model, folder: Path, name: str) -> tuple[str, ...]:
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
     if size <= EXTERNAL_ABOVE:
-        ir.save(model, folder / "model.onnx")
-        return ("model.onnx",)
-    ir.save(model, folder / "model.onnx", external_data="model.onnx.data")
-    return ("model.onnx", "model.onnx.data")
+        ir.save(model, folder / name)
+        return (name,)
+    ir.save(model, folder / name, external_data=f"{name}.data")
+    return (name, f"{name}.data")
 
 
 def _spec(value: ir.Value) -> TensorSpec:

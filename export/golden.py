@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
-__all__ = ["GOLDEN_LENGTHS", "encoder_inputs", "run_torch", "write_golden"]
+from planish import recipes
+
+__all__ = ["GOLDEN_LENGTHS", "encoder_inputs", "run_torch", "text_inputs", "write_golden"]
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -31,6 +34,28 @@ def encoder_inputs(
     segments = (np.arange(shape[1]) >= (np.asarray(lengths)[:, None] + 1) // 2).astype(np.int64) * mask
     batch = {"input_ids": np.where(mask == 1, ids, pad), "attention_mask": mask, "token_type_ids": segments}
     return {name: batch[name].astype(np.int64) for name in names}
+
+
+def text_inputs(
+    names: Sequence[str], tokenizer: Path, *, vocab_size: int, max_length: int, rows: int = 24
+) -> list[Arrays]:
+    """Inputs of single texts from the built-in one, int64 ``[1, length]`` and unpadded, of lengths up to the model's.
+
+    Random ids where there is no ``tokenizer`` (a ``tokenizer.json``).
+    """
+    lengths = [min(length, max_length) for length in (8, 32, 128, 512)]
+    rng = np.random.default_rng(0)
+    encode = Tokenizer.from_file(str(tokenizer)).encode if tokenizer.is_file() else None
+    text = recipes.text("calibrate")
+    found = []
+    for row in range(rows):
+        length = lengths[row % len(lengths)]
+        start = len(text) * row // rows
+        ids = encode(text[start : start + 8 * length]).ids[:length] if encode else rng.integers(0, vocab_size, length)
+        array = np.asarray(ids, np.int64)[None]
+        batch = {"input_ids": array, "attention_mask": np.ones_like(array), "token_type_ids": np.zeros_like(array)}
+        found.append({name: batch[name] for name in names})
+    return found
 
 
 def run_torch(model: Any, inputs: Arrays, outputs: Sequence[str]) -> Arrays:

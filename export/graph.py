@@ -31,7 +31,7 @@ class Built:
 
     ``files`` are paths relative to ``folder``, the model first, then its external data. ``session`` holds ONNX Runtime
     session config entries the graph was measured with, ``disabled_optimizers`` the graph optimizers it must not meet.
-    ``generation`` is None for encoders.
+    ``generation`` is None for encoders. ``audit`` is what was measured of the graph itself (ranges, casts).
     """
 
     folder: Path
@@ -43,3 +43,5 @@ class Built:
     session: dict[str, str] = field(default_factory=dict)
     disabled_optimizers: tuple[str, ...] = ()
     generation: dict[str, Any] | None = None
+    dialect: str = "ort"
+    audit: dict[str, Any] = field(default_factory=dict)

@@ -24,12 +24,13 @@ import onnxruntime
 import torch
 
 from planish.errors import InputError, ParityError
+from planish.export.encoder import TWIN
 from planish.export.golden import Arrays, encoder_inputs, run_torch
 from planish.export.graph import Built, Progress
 from planish.export.probe import quantizer_inputs, write_probe
 from planish.export.quiet import quiet
 
-__all__ = ["DEFAULT_ATOL", "check_encoder", "open_session", "report"]
+__all__ = ["DEFAULT_ATOL", "check_encoder", "check_encoder_qdq", "golden_limit", "open_session", "report"]
 
 DEFAULT_ATOL = 1e-3
 """Largest absolute difference. Measured: 1e-5 on MiniLM, float or INT8; fp32 sums in another order cost that much."""
@@ -55,12 +56,59 @@ def check_encoder(
 
     Raises ``ParityError`` if any difference is above ``atol`` (default 1e-3), ``InputError`` if that is no tolerance.
     """
+    return _check(built, built.files[0], None, model, vocab_size, max_length, pad_token_id, atol, progress)
+
+
+def check_encoder_qdq(
+    built: Built,
+    model: Any,
+    *,
+    golden: tuple[Arrays, Arrays],
+    vocab_size: int,
+    max_length: int,
+    pad_token_id: int | None,
+    atol: float | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """The same for a float16 graph: its float32 twin is held to torch, and it to the twin, loosely.
+
+    The entry also says how far the float16 graph is from the ``golden`` outputs (relative RMS), and how far an engine
+    made of it may be.
+    """
+    shipped = built.files[0]
+    told = _check(built, TWIN, shipped, model, vocab_size, max_length, pad_token_id, atol, progress)
+    inputs, outputs = golden
+    found = _run(open_session(built.folder / shipped, built), inputs)
+    drift = max(_relative(found[name], expected) for name, expected in outputs.items())
+    if not drift <= _DRIFT:
+        raise ParityError(
+            f"the float16 graph within {_DRIFT:g} of the golden outputs", f"{drift:.2g}", "export for the dialect ort"
+        )
+    return told | {"golden_drift": _rounded(drift), "golden_limit": golden_limit(drift)}
+
+
+def golden_limit(drift: float) -> float:
+    """How far an engine may be from the golden outputs, relative RMS: other kernels round otherwise."""
+    return _rounded(max(3 * drift, 0.05))
+
+
+def _check(
+    built: Built,
+    exact: str,
+    loose: str | None,
+    model: Any,
+    vocab_size: int,
+    max_length: int,
+    pad_token_id: int | None,
+    atol: float | None,
+    progress: Progress | None,
+) -> dict[str, Any]:
     limit = tolerance(atol)
     names = [spec.name for spec in built.inputs]
     outputs = [spec.name for spec in built.outputs]
     batches = [*_RAGGED, (max_length,)]
     cases = []
-    with _Probe(built) as probe:
+    with _Probe(built, exact, loose or exact) as probe:
         for index, asked in enumerate(batches):
             if progress is not None:
                 progress("parity", index, len(batches))
@@ -117,12 +165,13 @@ def open_session(path: Path, built: Built) -> onnxruntime.InferenceSession:
 class _Probe:
     """The shipped graph and its exact copy, which also returns what its quantizers read."""
 
-    def __init__(self, built: Built) -> None:
+    def __init__(self, built: Built, exact: str, shipped: str) -> None:
         self._built = built
+        self._exact, self._shipped = exact, shipped
 
     def __enter__(self) -> _Probe:
-        path = self._built.folder / self._built.files[0]
-        self.shipped = open_session(path, self._built)
+        path = self._built.folder / self._exact
+        self.shipped = open_session(self._built.folder / self._shipped, self._built)
         self.readers = quantizer_inputs(path)
         with tempfile.TemporaryDirectory(dir=self._built.folder) as folder:
             copy = write_probe(path, sorted(set(self.readers.values())), Path(folder))

@@ -18,20 +18,22 @@ SMOOTHING = ".pre_quant_scale"
 
 def quantizer_inputs(path: Path) -> dict[str, str]:
     """Module name -> name of the float value that is quantized to become its input."""
-    graph = ir.load(path).graph
     readers = {}
-    for node in graph:
-        if node.op_type != "MatMulIntegerToFloat":
-            continue
-        integers, weight = node.inputs[0], node.inputs[1]
-        assert integers is not None
-        assert weight is not None
-        quantizer = integers.producer()
-        assert quantizer is not None
-        read = _before_smoothing(quantizer.inputs[0])
-        for module in modules_of(weight):
-            readers[module] = str(read.name)
+    for node in ir.load(path).graph:
+        if node.op_type in ("MatMulIntegerToFloat", "MatMul"):
+            integers, weight = (_before(value, "DequantizeLinear") for value in node.inputs[:2])
+            quantizer = integers.producer()
+            if quantizer is not None and quantizer.op_type == "QuantizeLinear" and str(weight.name).endswith(SUFFIX):
+                read = _before_smoothing(quantizer.inputs[0])
+                readers |= dict.fromkeys(modules_of(weight), str(read.name))
     return readers
+
+
+def _before(value: ir.Value | None, kind: str) -> ir.Value:
+    """The first input of the ``kind`` of node that makes ``value``, else ``value`` itself."""
+    assert value is not None
+    node = value.producer()
+    return value if node is None or node.op_type != kind or node.inputs[0] is None else node.inputs[0]
 
 
 def _before_smoothing(value: ir.Value | None) -> ir.Value:
@@ -65,7 +67,7 @@ def graph_integers(path: Path) -> dict[str, NDArray[Any]]:
 def _signed(array: NDArray[Any]) -> NDArray[Any]:
     """com.microsoft's 8-bit blocks are offset to unsigned, and have an axis of blocks."""
     if array.dtype != np.uint8:
-        return array
+        return array.astype(np.int8, copy=False)  # int4 of the qdq dialect
     return (array.astype(np.int16) - 128).astype(np.int8).reshape(len(array), -1)
 
 

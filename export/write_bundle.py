@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,36 +56,41 @@ def check_tokenizer(checkpoint: Path) -> None:
 def write_bundle(
     folder: Path,
     checkpoint: Path,
-    built: Built,
+    graphs: Sequence[Built],
     fields: Mapping[str, Any],
     golden: tuple[Arrays, Arrays],
     config: Mapping[str, Any],
 ) -> Manifest:
-    """Fills ``folder``: the graph of ``built`` is moved there, side files are copied, and the manifest comes last."""
-    target = folder / "onnx" / "ort"
-    target.mkdir(parents=True)
-    for name in built.files:
-        os.replace(built.folder / name, target / name)
-    shutil.rmtree(built.folder)
+    """Fills ``folder``: the ``graphs`` are moved there, side files are copied, and the manifest comes last."""
+    for built in graphs:
+        target = folder / "onnx" / built.dialect
+        target.mkdir(parents=True)
+        for name in built.files:
+            os.replace(built.folder / name, target / name)
+    for scratch in {built.folder.parent for built in graphs}:
+        shutil.rmtree(scratch)
     plain = {key: value for key, value in config.items() if key != "quantization_config"}
     _write_text(folder / "config.json", json.dumps(plain, sort_keys=True, indent=1, ensure_ascii=False) + "\n")
     _copy_side_files(checkpoint, folder)
     write_golden(folder, *golden)
-    if built.generation is not None:
-        write_genai_config(folder, built, plain)
-    _write_text(folder / "README.md", _readme(fields, built))
-    return write_manifest(folder, {**fields, "dialects": {"ort": _dialect(built)}, "generation": built.generation})
+    ort = next((built for built in graphs if built.dialect == "ort"), None)
+    if ort is not None and ort.generation is not None:
+        write_genai_config(folder, ort, plain)
+    _write_text(folder / "README.md", _readme(fields, graphs[-1]))
+    dialects = {built.dialect: _dialect(built) for built in graphs}
+    return write_manifest(folder, {**fields, "dialects": dialects, "generation": graphs[-1].generation})
 
 
 def _dialect(built: Built) -> dict[str, Any]:
     return {
-        "path": f"onnx/ort/{built.files[0]}",
+        "path": f"onnx/{built.dialect}/{built.files[0]}",
         "opset": built.opset,
         "inputs": [spec.to_json() for spec in built.inputs],
         "outputs": [spec.to_json() for spec in built.outputs],
         "precision": built.precision,
         "session": built.session,
         "disabled_optimizers": list(built.disabled_optimizers),
+        "audit": built.audit,
     }
 
 
