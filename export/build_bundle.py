@@ -206,7 +206,7 @@ def prepare(
         chosen = choose(device, find_device(), module)
     except HostError as error:
         refused.append(error)
-    facts = read_graph(root / dialect.path, decoder=manifest.generation is not None)
+    facts = read_graph(root / dialect.path)
     need = estimate(facts, shapes, dialect.inputs, dialect.outputs, chosen.name if chosen else module or names[0])
     refused += refusals(need, device, look_at_host(root))
     lint = lint_graph(root / dialect.path, device, manifest, chosen)

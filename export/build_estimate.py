@@ -1,8 +1,8 @@
 """What a build will take, known before it begins: memory of the device and of this host, disk, and time.
 
 Estimates from the profile's greatest shapes and the graph's weights, with factors measured on engines built with
-TensorRT-RTX 1.7 for a BERT-type encoder of 23 M and a Llama-type decoder of 135 M parameters (docs/LOG.md has more):
-good to a factor of two, which is enough to refuse what cannot fit.
+TensorRT-RTX 1.7 for a BERT-type encoder of 23 M and a Llama-type decoder of 135 M parameters. Good to a factor of two,
+which is enough to refuse what cannot fit; ``engine.json`` has what it took.
 """
 
 from __future__ import annotations

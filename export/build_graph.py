@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from planish.errors import BundleError
 
@@ -17,8 +18,8 @@ BITS |= {17: 8, 18: 8, 19: 8, 20: 8, 21: 4, 22: 4, 23: 4}
 
 @dataclass(frozen=True)
 class GraphFacts:
-    """``widest``: the most columns of a weight that is multiplied; ``vocabulary``: the most of all, if a head has them;
-    ``products``: names of the nodes that multiply matrices."""
+    """``widest``: the most columns of a weight that is multiplied; ``vocabulary``: those of a decoder's head, which has
+    them for the ``kept`` positions only; ``products``: names of the nodes that multiply matrices."""
 
     nodes: int
     weights_bytes: int
@@ -27,7 +28,7 @@ class GraphFacts:
     products: tuple[str, ...]
 
 
-def read_graph(path: Path, *, decoder: bool) -> GraphFacts:
+def read_graph(path: Path) -> GraphFacts:
     """The facts of the graph at ``path``; raises ``BundleError`` for a file that is no ONNX model."""
     import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
@@ -41,16 +42,25 @@ def read_graph(path: Path, *, decoder: bool) -> GraphFacts:
     bits = sum(math.prod(tensor.dims) * BITS.get(tensor.data_type, 32) for tensor in graph.initializer)
     shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     products = tuple(node.name for node in graph.node if node.op_type in ("MatMul", "Gemm"))
-    widths = sorted(widths_of(graph, shapes))
-    head = widths.pop() if decoder and widths else 0
-    return GraphFacts(len(graph.node), bits // 8, widths[-1] if widths else 1, head, products)
+    heads = [
+        axes[-1].dim_value
+        for tensor in graph.output
+        if any(axis.dim_param == "kept" for axis in (axes := axes_of(tensor)))
+    ]
+    widths = [width for width in widths_of(graph, shapes) if width not in heads]
+    return GraphFacts(len(graph.node), bits // 8, max(widths, default=1), max(heads, default=0), products)
 
 
-def widths_of(graph: object, shapes: dict[str, tuple[int, ...]]) -> list[int]:
+def axes_of(tensor: Any) -> Any:
+    """The axes of an input or output."""
+    return tensor.type.tensor_type.shape.dim
+
+
+def widths_of(graph: Any, shapes: dict[str, tuple[int, ...]]) -> list[int]:
     """The output width of every matrix product with a weight, behind any dequantizing and transposing."""
     flipped: dict[str, tuple[int, ...]] = dict(shapes)
     found = []
-    for node in graph.node:  # type: ignore[attr-defined]  # protobuf classes have no types
+    for node in graph.node:
         source = flipped.get(node.input[0], ()) if node.input else ()
         if node.op_type in ("DequantizeLinear", "Cast", "Identity") and len(source) == 2:
             flipped[node.output[0]] = source

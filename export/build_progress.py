@@ -122,7 +122,8 @@ def shared_log(module: Module) -> tuple[Any, BuildLog]:
                 self.target = BuildLog()
 
             def log(self, severity: Any, message: str) -> None:
-                self.target.add(severity.name, message)
+                with contextlib.suppress(Exception):  # it would pass through the builder's own frames
+                    self.target.add(severity.name, message)
 
         _LOGGERS[module.__name__] = Relay()
     logger = _LOGGERS[module.__name__]
