@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from planish import profiles, runtime
-from planish.errors import BundleError
+from planish.errors import BundleError, PlanishError
 from planish.export.audit import Audit, audit, sizes_at
-from planish.export.lint_graph import load_graph
+from planish.export.lint_graph import load_graph, malformed
 from planish.export.lint_rule import Build, Finding, Rule, Subject
 from planish.export.lint_rules_device import RULES as DEVICE
 from planish.export.lint_rules_operators import RULES as OPERATORS
@@ -25,7 +25,7 @@ from planish.export.lint_rules_quantizers import RULES as QUANTIZERS
 from planish.export.lint_rules_weights import RULES as WEIGHTS
 from planish.profiles.schema import Profile
 
-__all__ = ["RULES", "Build", "Finding", "LintReport", "Rule", "lint_bundle", "lint_model"]
+__all__ = ["RULES", "Build", "Finding", "LintReport", "Rule", "lint_bundle", "lint_model", "table"]
 
 RULES: Mapping[str, Rule] = {**OPERATORS, **QUANTIZERS, **WEIGHTS, **PRECISION, **DEVICE}
 """Every rule by its name."""
@@ -104,14 +104,27 @@ def lint_model(
     points and what masks are made of are read.
     """
     facts = load_graph(Path(path))
-    facts.sizes = sizes_at(facts, profile, max_length)[-1]
-    subject = Subject(facts, profile, build)
+    try:
+        return judged(Subject(facts, profile, build), max_length)
+    except PlanishError:
+        raise
+    except Exception as error:
+        wrong = malformed(facts)  # a node without its inputs, an attribute of another type: the file's fault
+        if wrong is None:
+            raise
+        raise wrong from error
+
+
+def judged(subject: Subject, max_length: int | None) -> LintReport:
+    """All rules that apply, and the audit."""
+    facts = subject.facts
+    facts.sizes = sizes_at(facts, subject.profile, max_length)[-1]
     skipped = tuple(name for name, rule in RULES.items() if not applies(rule, subject))
     findings = tuple(
         found for name, rule in RULES.items() if name not in skipped for found in rule.findings(name, subject)
     )
-    told = audit(Path(path), subject, max_length)
-    return LintReport(Path(path), profile.name if profile else None, findings, told, skipped)
+    told = audit(facts.path, subject, max_length)
+    return LintReport(facts.path, subject.profile.name if subject.profile else None, findings, told, skipped)
 
 
 def lint_bundle(bundle: Path, profile: Profile | None = None) -> LintReport:
@@ -134,3 +147,11 @@ def applies(rule: Rule, subject: Subject) -> bool:
     if rule.needs == "build":
         return subject.build is not None
     return rule.needs == "graph" or subject.profile is not None or subject.build is not None
+
+
+def table() -> list[str]:
+    """All rules as the lines of a Markdown table (docs/lint.md)."""
+    head = ["| rule | severity | what it asks | why, and how it is known | fix |", "|---|---|---|---|---|"]
+    return head + [
+        f"| `{name}` | {rule.severity} | {rule.what} | {rule.why} | {rule.fix} |" for name, rule in RULES.items()
+    ]

@@ -6,7 +6,9 @@ stay on disk: a rule reads the scales it judges, never a weight matrix.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,8 +22,9 @@ from onnx_ir.passes import common
 from planish.errors import InputError
 from planish.export.graph_shapes import Known, propagate
 
-__all__ = ["FLOATS", "LintGraph", "attribute", "load_graph", "name_of"]
+__all__ = ["FLOATS", "LintGraph", "attribute", "load_graph", "malformed", "name_of"]
 
+AGAIN = "export the model again"
 FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
 """Types that products and sums are computed in."""
 
@@ -115,17 +118,50 @@ def name_of(node: ir.Node) -> str:
 def load_graph(path: Path) -> LintGraph:
     """Open an ONNX file; local functions are inlined. Raises ``InputError`` if it is none."""
     try:
-        model = ir.load(path)
-        if model.functions:
-            common.InlinePass()(model)
+        with quiet_onnx_ir():
+            model = ir.load(path)
+            if model.functions:
+                common.InlinePass()(model)
     except Exception as error:  # protobuf, onnx_ir and the file system each raise their own
         raise unreadable(path, error) from error
-    if not list(model.graph) and not model.graph.outputs:
-        raise InputError(f"an ONNX model in {path}", "a graph without nodes", "export the model again")
-    return LintGraph(model, path)
+    graph = LintGraph(model, path)
+    if not graph.nodes and not model.graph.outputs:
+        raise InputError(f"an ONNX model in {path}", "a graph without nodes", AGAIN)
+    for node in graph.nodes:
+        for value in node.inputs:
+            if value is not None and not is_made(value):
+                raise InputError(f"a whole graph in {path}", f"{name_of(node)} reads {value.name}, made nowhere", AGAIN)
+    return graph
+
+
+def is_made(value: ir.Value) -> bool:
+    """A node, an initializer or an input of a graph stands behind the value."""
+    return value.producer() is not None or value.is_graph_input() or value.is_initializer()
+
+
+@contextmanager
+def quiet_onnx_ir() -> Iterator[None]:
+    """onnx_ir logs what it mends while it reads; what cannot be mended is found afterwards."""
+    logger = logging.getLogger("onnx_ir")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def malformed(graph: LintGraph) -> InputError | None:
+    """What ONNX's own checker says against a graph; None if it is well-formed."""
+    try:
+        with quiet_onnx_ir():
+            common.CheckerPass()(graph.model)
+    except Exception as error:  # the checker's, or protobuf's on names that are no text
+        return unreadable(graph.path, error)
+    return None
 
 
 def unreadable(path: Path, error: Exception) -> InputError:
     """The error of a file that is no whole ONNX model."""
     said = str(error).strip() or type(error).__name__
-    return InputError(f"a readable ONNX model in {path}", said.splitlines()[0][:160], "export the model again")
+    return InputError(f"a readable ONNX model in {path}", said.splitlines()[0][:160], AGAIN)
