@@ -42,11 +42,8 @@ def read_graph(path: Path) -> GraphFacts:
     bits = sum(math.prod(tensor.dims) * BITS.get(tensor.data_type, 32) for tensor in graph.initializer)
     shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     products = tuple(node.name for node in graph.node if node.op_type in ("MatMul", "Gemm"))
-    heads = [
-        axes[-1].dim_value
-        for tensor in graph.output
-        if any(axis.dim_param == "kept" for axis in (axes := axes_of(tensor)))
-    ]
+    outputs = [axes_of(tensor) for tensor in graph.output]
+    heads = [axes[-1].dim_value for axes in outputs if any(axis.dim_param == "kept" for axis in axes)]
     widths = [width for width in widths_of(graph, shapes) if width not in heads]
     return GraphFacts(len(graph.node), bits // 8, max(widths, default=1), max(heads, default=0), products)
 
