@@ -27,11 +27,11 @@ INSTALL = {
 
 def module_version(name: str) -> str | None:
     """The version of an installed TensorRT module, None where it is not; imports it, which needs no driver."""
-    if importlib.util.find_spec(name) is None:
-        return None
     try:
+        if importlib.util.find_spec(name) is None:
+            return None
         return str(importlib.import_module(name).__version__)
-    except (ImportError, OSError, RuntimeError, AttributeError):  # bindings whose libraries are missing
+    except (ImportError, OSError, RuntimeError, AttributeError, ValueError):  # bindings whose libraries are missing
         return None
 
 

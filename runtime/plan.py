@@ -67,7 +67,7 @@ class Plan:
         self._runtime = module.Runtime(self.log)
         self.engine = self._runtime.deserialize_cuda_engine(data)
         if self.engine is None:
-            fix = f"planish build BUNDLE --profile {info.profile}"
+            fix = f"planish build BUNDLE --profile {info.profile}; device='cpu' still serves"
             raise HostError(f"a plan that {module.__name__} {info.version} can load", self.said("nothing"), fix)
         self.ports = {port.name: port for port in map(self._port, range(self.engine.num_io_tensors))}
         self._check_ports()

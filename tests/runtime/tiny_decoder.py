@@ -73,6 +73,14 @@ class _Graph:
 
 
 def make_session(model: LlamaForCausalLM, *, positions: int | None = None) -> onnxruntime.InferenceSession:
+    """A session of the graph of :func:`make_graph`, one thread."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    data = make_graph(model, positions=positions).SerializeToString()
+    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+
+def make_graph(model: LlamaForCausalLM, *, positions: int | None = None) -> onnx.ModelProto:
     """``positions=1`` declares logits of one position, as ONNX Runtime's shape inference does for some graphs."""
     graph = _Graph()
     _lengths(graph)
@@ -83,11 +91,7 @@ def make_session(model: LlamaForCausalLM, *, positions: int | None = None) -> on
         hidden = _layer(graph, index, layer, hidden)
     hidden = graph.norm(hidden, "final_norm", model.model.norm)
     graph.linear(_kept(graph, hidden), "logits", [model.lm_head.weight])
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(
-        _finish(graph, positions).SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    return _finish(graph, positions)
 
 
 def _lengths(graph: _Graph) -> None:
