@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import fields
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from planish.errors import CheckpointError, nearest
 from planish.export.emit_blocks import Blocks, Dimensions
 from planish.export.emit_graph import EmitGraph
-from planish.export.graph import Built, Progress, TensorSpec
+from planish.export.emit_ort_blocks import OrtBlocks
+from planish.export.emit_qdq_blocks import QdqBlocks
+from planish.export.graph import Built, Progress
+from planish.export.qdq_ranges import ValueRanges, calibration_rows, measure_values, watch
 from planish.export.reader import CheckpointReader, read_json
 from planish.export.settings import refuse, token, tokens
 
-__all__ = ["FAMILIES", "build_decoder"]
+__all__ = ["FAMILIES", "Dialect", "build_decoder", "measure_decoder"]
 
 FAMILIES = {
     "llama": "planish.export.emit_llama",
@@ -30,46 +35,109 @@ FAMILIES = {
 _DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 DISABLED_OPTIMIZERS: tuple[str, ...] = ("SkipLayerNormFusion",)
 ACCURACY_LEVEL = 4
+QDQ_SESSION = {"session.qdq_matmulnbits_accuracy_level": "1"}
+"""ONNX Runtime makes a 4-bit product of the `qdq` dialect a MatMulNBits and rounds its inputs to 8 bits unless told."""
+
+
+Dialect = Literal["ort", "qdq"]
 
 
 def build_decoder(
     checkpoint: Path,
     scratch: Path,
     *,
+    dialect: Dialect = "ort",
     opset: int = 21,
     progress: Progress | None = None,
     accuracy_level: int = ACCURACY_LEVEL,
+    ranges: ValueRanges | None = None,
 ) -> Built:
     """Emit the decoder in ``checkpoint`` as ``scratch/model.onnx`` and ``scratch/model.onnx.data``.
 
-    Peak memory is about the largest tensor, whatever the size of the model. Raises ``CheckpointError`` for an
-    architecture without emitter, and for settings an emitter does not know.
+    ``accuracy_level`` is MatMulNBits' in the `ort` dialect. By ``ranges`` the `qdq` dialect keeps in float32 what
+    float16 cannot hold; they are measured here unless given. Emitting takes about the memory of the largest tensor,
+    measuring that of the float32 model. Raises ``CheckpointError`` for an architecture without emitter, for settings
+    an emitter does not know, and for weights the dialect cannot spell.
     """
-    reader = CheckpointReader(checkpoint)
-    family = _family(reader.config)
-    dimensions = _dimensions(family, reader.config)
+    source = _Source.open(checkpoint)
     scratch.mkdir(parents=True, exist_ok=True)
+    if dialect == "qdq":
+        return _build_qdq(source, scratch, opset, progress, ranges)
     with EmitGraph(scratch, opset=opset) as graph:
-        blocks = Blocks(
-            graph,
-            reader,
-            dimensions,
-            accuracy_level=accuracy_level,
-            progress=lambda done: progress("emit", done, dimensions.layers) if progress else None,
-        )
-        logits = family.emit(blocks)
-        specs = _declare_outputs(blocks, logits)
-        files = graph.save()
+        ticks = _ticks(progress, source.dimensions)
+        blocks = OrtBlocks(graph, source.reader, source.dimensions, progress=ticks, accuracy_level=accuracy_level)
+        built = _finish(source, blocks, compute="fp32")
+    return replace(built, disabled_optimizers=DISABLED_OPTIMIZERS)
+
+
+def measure_decoder(checkpoint: Path, scratch: Path, *, opset: int = 21) -> ValueRanges:
+    """The largest magnitude of every named value of the decoder in ``checkpoint`` on calibration text.
+
+    ``scratch`` is a folder for the float32 graph, which is as large as the float model.
+    """
+    scratch.mkdir(parents=True, exist_ok=True)
+    return _measure(_Source.open(checkpoint), scratch, opset)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A checkpoint, and the module that emits its family."""
+
+    reader: CheckpointReader
+    family: Any
+    dimensions: Dimensions
+
+    @classmethod
+    def open(cls, checkpoint: Path) -> _Source:
+        reader = CheckpointReader(checkpoint)
+        family = _family(reader.config)
+        return cls(reader, family, _dimensions(family, reader.config))
+
+
+def _build_qdq(
+    source: _Source, scratch: Path, opset: int, progress: Progress | None, ranges: ValueRanges | None
+) -> Built:
+    if ranges is None:
+        with tempfile.TemporaryDirectory(dir=scratch) as folder:
+            ranges = _measure(source, Path(folder), opset, progress)
+    with EmitGraph(scratch, opset=opset) as graph:
+        ticks = _ticks(progress, source.dimensions)
+        blocks = QdqBlocks(graph, source.reader, source.dimensions, progress=ticks, ranges=ranges.largest)
+        built = _finish(source, blocks, compute="fp16")
+    audit = {"ranges": ranges.to_json()}
+    return replace(built, dialect="qdq", session=dict(QDQ_SESSION), audit=audit)
+
+
+def _measure(source: _Source, folder: Path, opset: int, progress: Progress | None = None) -> ValueRanges:
+    d = source.dimensions
+    if progress is not None:
+        progress("ranges", 0, 1)
+    with EmitGraph(folder, opset=opset) as graph:
+        blocks = QdqBlocks(graph, source.reader, d, progress=lambda done: None, ranges=None)
+        blocks.declare_outputs(source.family.emit(blocks))
+        names = watch(blocks)
+        graph.save()
+    rows, text = calibration_rows(source.reader.directory, d.vocab, d.max_length)
+    return ValueRanges(measure_values(folder / "model.onnx", names, rows, d), text)
+
+
+def _finish(source: _Source, blocks: Blocks, *, compute: str) -> Built:
+    """Emit the family's layers, write the file, and say what it holds."""
+    outputs = blocks.declare_outputs(source.family.emit(blocks))
+    files = blocks.graph.save()
     return Built(
-        folder=scratch,
+        folder=blocks.graph.folder,
         files=files,
-        opset=opset,
-        inputs=_input_specs(dimensions),
-        outputs=specs,
-        precision={role: " + ".join(sorted(kinds)) for role, kinds in blocks.stored.items()} | {"compute": "fp32"},
-        disabled_optimizers=DISABLED_OPTIMIZERS,
-        generation=_generation(reader, dimensions),
+        opset=blocks.graph.opset,
+        inputs=tuple(blocks.inputs),
+        outputs=outputs,
+        precision={role: " + ".join(sorted(kinds)) for role, kinds in blocks.stored.items()} | {"compute": compute},
+        generation=_generation(source.reader, source.dimensions, blocks.cache_dtype),
     )
+
+
+def _ticks(progress: Progress | None, d: Dimensions) -> Callable[[int], None]:
+    return lambda done: progress("emit", done, d.layers) if progress else None
 
 
 def _family(config: dict[str, Any]) -> Any:
@@ -102,31 +170,7 @@ def _dimensions(family: Any, config: dict[str, Any]) -> Dimensions:
     return found
 
 
-def _declare_outputs(blocks: Blocks, logits: Any) -> tuple[TensorSpec, ...]:
-    d, graph = blocks.dimensions, blocks.graph
-    graph.output(logits, "logits", "float32", ("batch", 1, d.vocab))
-    shape = ("batch", d.kv_heads, "present", d.head_dim)
-    specs = [TensorSpec("logits", "float32", ("batch", 1, d.vocab))]
-    for index, pair in enumerate(blocks.presents):
-        for part, value in zip(("key", "value"), pair, strict=True):
-            graph.output(value, f"present.{index}.{part}", "float32", shape)
-            specs.append(TensorSpec(f"present.{index}.{part}", "float32", shape))
-    return tuple(specs)
-
-
-def _input_specs(d: Dimensions) -> tuple[TensorSpec, ...]:
-    shape = ("batch", d.kv_heads, "past", d.head_dim)
-    ids = TensorSpec("input_ids", "int64", ("batch", "sequence"))
-    mask = TensorSpec("attention_mask", "int64", ("batch", "total"))
-    past = [
-        TensorSpec(f"past_key_values.{index}.{part}", "float32", shape)
-        for index in range(d.layers)
-        for part in ("key", "value")
-    ]
-    return (ids, mask, *past)
-
-
-def _generation(reader: CheckpointReader, d: Dimensions) -> dict[str, Any]:
+def _generation(reader: CheckpointReader, d: Dimensions, cache_dtype: str) -> dict[str, Any]:
     """The manifest's ``generation``; ``generation_config.json`` overrules ``config.json``, as in transformers."""
     path = reader.directory / "generation_config.json"
     overruling = read_json(path, "a generation config") if path.is_file() else {}
@@ -138,7 +182,7 @@ def _generation(reader: CheckpointReader, d: Dimensions) -> dict[str, Any]:
         "num_kv_heads": d.kv_heads,
         "head_dim": d.head_dim,
         "max_length": d.max_length,
-        "cache_dtype": "float32",
+        "cache_dtype": cache_dtype,
         "bos_token_id": token(settings, "bos_token_id", files.get("bos_token_id", "")),
         "eos_token_ids": tokens(settings, "eos_token_id", files.get("eos_token_id", "")),
         "pad_token_id": token(settings, "pad_token_id", files.get("pad_token_id", "")),

@@ -26,10 +26,10 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from planish.errors import ParityError
-from planish.export.golden import Arrays, run_torch
+from planish.export.decoder_cases import RAGGED, STEPS, largest, random_rows, relative, torch_logits
+from planish.export.golden import Arrays
 from planish.export.graph import Built, Progress
 from planish.export.parity import open_session, report, tolerance
-from planish.export.quiet import quiet
 
 __all__ = ["DEFAULT_ATOL", "DRIFT", "check_decoder", "decoder_golden"]
 
@@ -40,9 +40,6 @@ DEFAULT_ATOL = 5e-3
 
 DRIFT = 0.25
 """Most that 8-bit inputs may change, in units of the spread of a position's logits."""
-
-_STEPS = 3
-_RAGGED = (24, 9, 1)
 
 
 @dataclass(frozen=True)
@@ -61,11 +58,11 @@ class _Case:
 
 _CASES = (
     _Case("prefill, empty past", (24,)),
-    _Case("prefill and steps", (24,), steps=_STEPS),
+    _Case("prefill and steps", (24,), steps=STEPS),
     _Case("prompt in two chunks", (24,), chunks=2),
-    _Case("ragged batch", _RAGGED),
-    _Case("ragged batch and steps", _RAGGED, steps=_STEPS),
-    _Case("ragged batch and steps, one buffer", _RAGGED, steps=_STEPS, shared=True),
+    _Case("ragged batch", RAGGED),
+    _Case("ragged batch and steps", RAGGED, steps=STEPS),
+    _Case("ragged batch and steps, one buffer", RAGGED, steps=STEPS, shared=True),
 )
 
 
@@ -92,19 +89,19 @@ def check_decoder(
 
 def decoder_golden(model: Any, *, vocab_size: int, lengths: Sequence[int] = (12, 5)) -> tuple[Arrays, Arrays]:
     """A small ragged batch, padded on the right, and torch's logits ``[batch, 1, vocab]`` of its last real tokens."""
-    rows = _rows(lengths, vocab_size, seed=99)
+    rows = random_rows(lengths, vocab_size, seed=99)
     ids, mask = _pad(rows, max(lengths))
-    logits = np.stack([_torch_logits(model, row)[-1:] for row in rows])
+    logits = np.stack([torch_logits(model, row)[-1:] for row in rows])
     return {"input_ids": ids, "attention_mask": mask}, {"logits": logits}
 
 
 def _judge(case: _Case, exact: _Decoder, shipped: _Decoder, model: Any, vocab_size: int, seed: int) -> dict[str, Any]:
-    rows = _rows([length + case.steps for length in case.lengths], vocab_size, seed)
+    rows = random_rows([length + case.steps for length in case.lengths], vocab_size, seed)
     got, free = (_run(decoder, case, rows) for decoder in (exact, shipped))
-    wanted = [_torch_logits(model, row) for row in rows]
+    wanted = [torch_logits(model, row) for row in rows]
     pairs = [(wanted[row][at], ours, theirs) for row, at, ours, theirs in _pairs(case, got, free)]
-    error = max(_largest(ours - expected) for expected, ours, _ in pairs)
-    drift = float(np.median(np.concatenate([_relative(theirs, expected) for expected, _, theirs in pairs])))
+    error = max(largest(ours - expected) for expected, ours, _ in pairs)
+    drift = float(np.median(np.concatenate([relative(theirs, expected) for expected, _, theirs in pairs])))
     if not drift <= DRIFT:
         raise ParityError(
             f"8-bit inputs to change logits by at most {DRIFT:g} of their spread",
@@ -223,31 +220,9 @@ def _exact_copy(path: Path, folder: Path) -> Path:
     return copy
 
 
-def _rows(lengths: Sequence[int], vocab_size: int, seed: int) -> list[Array]:
-    rng = np.random.default_rng(seed)
-    return [rng.integers(0, vocab_size, length) for length in lengths]
-
-
 def _pad(rows: Sequence[Array], width: int) -> tuple[Array, Array]:
     ids = np.zeros((len(rows), width), np.int64)
     for at, row in enumerate(rows):
         ids[at, : len(row)] = row
     mask = np.arange(width) < np.array([[len(row)] for row in rows])
     return ids, mask.astype(np.int64)
-
-
-def _torch_logits(model: Any, row: Array) -> Array:
-    """Logits ``[length, vocab]`` of one row by itself."""
-    with quiet():
-        logits = run_torch(model, {"input_ids": row[None]}, ["logits"])["logits"]
-    return np.asarray(logits[0])
-
-
-def _largest(difference: Array) -> float:
-    return float(np.max(np.abs(difference))) if np.isfinite(difference).all() else float("inf")
-
-
-def _relative(got: Array, expected: Array) -> Array:
-    """Spread of the difference over the spread of ``expected``, position by position; infinite where not finite."""
-    ratio = np.std(got - expected, axis=-1) / (np.std(expected, axis=-1) + 1e-12)
-    return np.where(np.isfinite(ratio), ratio, np.inf)

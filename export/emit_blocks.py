@@ -1,28 +1,35 @@
-"""Building blocks every decoder family is emitted from.
+"""Building blocks every decoder family is emitted from, whatever the dialect.
 
-The contract of inputs and outputs is docs/formats.md, section 5. Attention is com.microsoft GroupQueryAttention, which
-rotates, masks, and writes keys and values into one buffer shared by past and present.
+A family says what its model computes in calls of :class:`Blocks`; a dialect says how each call is spelled
+(:mod:`planish.export.emit_ort_blocks`, :mod:`planish.export.emit_qdq_blocks`). The contract of inputs and outputs is
+docs/formats.md, sections 5 and 5b.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from planish.errors import CheckpointError
-from planish.export.emit_graph import CONTRIB, EmitGraph
-from planish.export.emit_linear import Layer, Table, emit_linear, emit_table, emit_tied_head, stack
+from planish.export.emit_graph import EmitGraph
+from planish.export.emit_linear import Layer, Table, stack
+from planish.export.graph import TensorSpec
 from planish.export.reader import CheckpointReader, QuantizedLinear
 
-__all__ = ["Blocks", "Dimensions", "same_layer"]
+__all__ = ["Blocks", "Dimensions", "QkvValues", "Rotary", "same_layer", "spell_activation"]
 
 Array = NDArray[Any]
-_INT32 = int(ir.DataType.INT32)
+QkvValues: TypeAlias = ir.Value | list[ir.Value]
+"""Query, key and value of all heads, ``[batch, sequence, width]``: packed into one value, or apart."""
+Rotary: TypeAlias = tuple[ir.Value, ir.Value]
+"""cos and sin, as the dialect's attention wants them."""
+
 _TANH = {"approximate": "tanh"}
 _ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "relu": ("Relu", {}),
@@ -33,6 +40,16 @@ _ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "silu": ("QuickGelu", {"alpha": 1.0}),
     "quick_gelu": ("QuickGelu", {"alpha": 1.702}),
 }
+
+
+def spell_activation(kind: str) -> tuple[str, dict[str, Any]]:
+    """Operator and attributes of the nonlinearity transformers calls ``kind``; QuickGelu is ``x * sigmoid(alpha x)``.
+
+    Raises ``CheckpointError`` for one that no operator computes.
+    """
+    if kind not in _ACTIVATIONS:
+        raise CheckpointError(f"an activation of {', '.join(_ACTIVATIONS)}", repr(kind), "no emitter exists for it")
+    return _ACTIVATIONS[kind]
 
 
 @dataclass(frozen=True)
@@ -62,162 +79,139 @@ class Dimensions:
         )
 
 
-class Blocks:
-    """One decoder being emitted: its inputs, the values every layer needs, and the checkpoint it reads."""
+class Blocks(ABC):
+    """One decoder being emitted: its inputs, the values every layer needs, and the checkpoint it reads.
+
+    ``inputs`` are the declared inputs, ``presents`` the cache of each layer emitted so far, ``stored`` how the weights
+    of each role are kept, for the manifest.
+    """
+
+    kept_axis: ClassVar[int | str]
+    """Positions that have logits, as the output declares them."""
+    cache_axis: ClassVar[str]
+    """Positions in a present key or value, as the output declares them."""
+    float_words: ClassVar[str]
+    """What a weight that is not quantized is kept in."""
+
+    cache_dtype: str
+    input_ids: ir.Value
+    """Token ids of the new positions, int64 ``[batch, sequence]``."""
 
     def __init__(
-        self,
-        graph: EmitGraph,
-        reader: CheckpointReader,
-        dimensions: Dimensions,
-        *,
-        accuracy_level: int,
-        progress: Callable[[int], None],
+        self, graph: EmitGraph, reader: CheckpointReader, dimensions: Dimensions, *, progress: Callable[[int], None]
     ) -> None:
         self.graph = graph
         self.reader = reader
         self.dimensions = dimensions
-        self.accuracy_level = accuracy_level
         self.progress = progress
+        self.inputs: list[TensorSpec] = []
         self.tables: dict[str, Table] = {}
         self.presents: list[tuple[ir.Value, ir.Value]] = []
         self.stored: dict[str, set[str]] = {"linear": set(), "embedding": set(), "head": set()}
-        self._declare_inputs()
-        self._derive()
 
-    def _declare_inputs(self) -> None:
-        d, declare = self.dimensions, self.graph.input
-        self.input_ids = declare("input_ids", "int64", ("batch", "sequence"))
-        self.attention_mask = declare("attention_mask", "int64", ("batch", "total"))
+    def declare(self, name: str, dtype: str, shape: tuple[int | str, ...]) -> ir.Value:
+        """An input of the graph."""
+        self.inputs.append(TensorSpec(name, dtype, shape))
+        return self.graph.input(name, dtype, shape)
+
+    def declare_past(self) -> list[tuple[ir.Value, ir.Value]]:
+        """Key and value of each layer, ``[batch, kv_heads, past, head_dim]``."""
+        d, dtype = self.dimensions, self.cache_dtype
         shape = ("batch", d.kv_heads, "past", d.head_dim)
-        self.past = [
+        return [
             (
-                declare(f"past_key_values.{i}.key", "float32", shape),
-                declare(f"past_key_values.{i}.value", "float32", shape),
+                self.declare(f"past_key_values.{i}.key", dtype, shape),
+                self.declare(f"past_key_values.{i}.value", dtype, shape),
             )
             for i in range(d.layers)
         ]
-        self.logits_to_keep = self.graph.overridable("logits_to_keep", np.array(1, np.int64))
 
-    def _derive(self) -> None:
-        """Lengths: real tokens of each row so far, new tokens, columns of the mask."""
-        op, constant = self.graph.op, self.graph.constant
-        self.row_length = op("ReduceSum", self.attention_mask, constant([1]), keepdims=1)  # [batch, 1]
-        self.total = op("Gather", op("Shape", self.attention_mask), constant(1))
-        self.sequence = op("Gather", op("Shape", self.input_ids), constant(1))
-        last = op("Sub", op("Squeeze", self.row_length, constant([1])), constant(1))
-        self.seqlens_k = op("Cast", last, to=_INT32)
-        self.total_length = op("Cast", self.total, to=_INT32)
+    def declare_outputs(self, logits: ir.Value) -> tuple[TensorSpec, ...]:
+        """Name the outputs: logits float32, and the cache of every layer."""
+        d = self.dimensions
+        shape = ("batch", d.kv_heads, self.cache_axis, d.head_dim)
+        found = [(logits, TensorSpec("logits", "float32", ("batch", self.kept_axis, d.vocab)))]
+        for index, pair in enumerate(self.presents):
+            for part, value in zip(("key", "value"), pair, strict=True):
+                found.append((value, TensorSpec(f"present.{index}.{part}", self.cache_dtype, shape)))
+        for value, spec in found:
+            self.graph.output(value, spec.name, spec.dtype, spec.shape)
+        return tuple(spec for _, spec in found)
 
+    @abstractmethod
     def position_ids(self) -> ir.Value:
         """Positions ``[batch, sequence]`` of the new tokens, for learned position embeddings."""
-        op, constant = self.graph.op, self.graph.constant
-        start = op("Max", op("Sub", self.row_length, self.sequence), constant(0))
-        steps = op("Range", constant(0), self.sequence, constant(1))
-        return op("Add", start, op("Unsqueeze", steps, constant([0])))
+
+    @abstractmethod
+    def rotary_caches(self, inverse_frequency: Array) -> Rotary:
+        """What :meth:`attention` rotates queries and keys with; ``inverse_frequency`` in radians per position."""
+
+    @abstractmethod
+    def attention(self, qkv: QkvValues, *, rotary: Rotary | None = None, scale: float | None = None) -> ir.Value:
+        """Causal attention of the next layer, ``[batch, sequence, width]``; ``scale`` None means 1/sqrt(head_dim)."""
+
+    @abstractmethod
+    def rms_norm(self, x: ir.Value, module: str, epsilon: float) -> ir.Value: ...
+
+    @abstractmethod
+    def layer_norm(self, x: ir.Value, module: str, epsilon: float) -> ir.Value: ...
+
+    @abstractmethod
+    def activation(self, x: ir.Value, kind: str) -> ir.Value:
+        """The nonlinearity transformers calls ``kind``; raises ``CheckpointError`` if it has no operator."""
+
+    @abstractmethod
+    def keep(self, hidden: ir.Value) -> ir.Value:
+        """The positions whose logits are wanted."""
+
+    @abstractmethod
+    def product(self, x: ir.Value, layer: Layer, name: str, role: str = "linear") -> ir.Value:
+        """``x`` times a layer; ``role`` is the part of the precision report the layer belongs to."""
+
+    @abstractmethod
+    def _rows(self, ids: ir.Value, layer: Layer, module: str) -> tuple[ir.Value, Table]:
+        """Rows of a table, and the table for a tied head."""
+
+    @abstractmethod
+    def _tied_head(self, hidden: ir.Value, table: Table, module: str) -> ir.Value:
+        """Scores of ``hidden`` against every row of a table that is in the graph already."""
+
+    def add(self, x: ir.Value, y: ir.Value) -> ir.Value:
+        return self.graph.op("Add", x, y)
+
+    def multiply(self, x: ir.Value, y: ir.Value) -> ir.Value:
+        return self.graph.op("Mul", x, y)
+
+    def reshape(self, x: ir.Value, shape: list[int]) -> ir.Value:
+        return self.graph.op("Reshape", x, self.graph.constant(shape))
 
     def embed(self, ids: ir.Value, module: str) -> ir.Value:
         """Rows of an embedding, ``[batch, sequence, width]``; the table is kept for a tied head."""
         table = self.reader.embedding(module)
-        self.stored["embedding"].add(_words(table))
-        rows, self.tables[module] = emit_table(self.graph, ids, table, module)
+        self.stored["embedding"].add(self.words(table))
+        rows, self.tables[module] = self._rows(ids, table, module)
         return rows
 
-    def linear(self, x: ir.Value, *modules: str, transposed: bool = False) -> ir.Value | list[ir.Value]:
-        """One or several linears of the same input as one product; a list of products if they cannot be stacked."""
+    def qkv(self, x: ir.Value, *modules: str, transposed: bool = False) -> QkvValues:
+        """Query, key and value by one or several linears; a list of products if these cannot be stacked."""
         layers = [self.reader.linear(module, transposed=transposed) for module in modules]
         merged = stack(layers)
         if merged is not None:
-            return self.product(x, merged, "+".join(modules))
+            return self.packed(x, merged, "+".join(modules))
         return [self.product(x, layer, module) for layer, module in zip(layers, modules, strict=True)]
+
+    def packed(self, x: ir.Value, layer: Layer, name: str) -> QkvValues:
+        """Query, key and value by one layer, whose rows are in this order."""
+        return self.product(x, layer, name)
 
     def one(self, x: ir.Value, module: str, *, transposed: bool = False) -> ir.Value:
         """One linear."""
         return self.product(x, self.reader.linear(module, transposed=transposed), module)
 
-    def product(self, x: ir.Value, layer: Layer, name: str, role: str = "linear") -> ir.Value:
-        """``x`` times a layer; ``role`` is the part of the precision report the layer belongs to."""
-        self.stored[role].add(_words(layer))
-        return emit_linear(self.graph, x, layer, name, accuracy_level=self.accuracy_level)
-
-    def rms_norm(self, x: ir.Value, module: str, epsilon: float) -> ir.Value:
-        weight = self.graph.weight(f"{module}.weight", self.reader.float32(f"{module}.weight"))
-        return self.graph.op("SimplifiedLayerNormalization", x, weight, axis=-1, epsilon=epsilon)
-
-    def layer_norm(self, x: ir.Value, module: str, epsilon: float) -> ir.Value:
-        weight = self.graph.weight(f"{module}.weight", self.reader.float32(f"{module}.weight"))
-        bias = self.graph.weight(f"{module}.bias", self.reader.float32(f"{module}.bias"))
-        return self.graph.op("LayerNormalization", x, weight, bias, axis=-1, epsilon=epsilon)
-
-    def rotary_caches(self, inverse_frequency: Array, attention_scaling: float = 1.0) -> tuple[ir.Value, ir.Value]:
-        """cos and sin ``[max_length, rotary_dim / 2]``, computed when a session loads instead of lying in the file."""
-        if len(inverse_frequency) % 8:
-            raise CheckpointError(
-                "a rotary dimension divisible by 16",
-                str(2 * len(inverse_frequency)),
-                "no kernel rotates heads of this size",
-            )
-        op, constant = self.graph.op, self.graph.constant
-        steps = op("Range", constant(0), constant(self.dimensions.max_length), constant(1))
-        column = op("Unsqueeze", op("Cast", steps, to=int(ir.DataType.FLOAT)), constant([1]))
-        angles = op("Mul", column, self.graph.weight("inverse_frequency", inverse_frequency.astype(np.float32)[None]))
-        caches = [op("Cos", angles), op("Sin", angles)]
-        if attention_scaling != 1.0:
-            caches = [op("Mul", cache, constant(attention_scaling, "float32")) for cache in caches]
-        return caches[0], caches[1]
-
-    def attention(
-        self,
-        qkv: ir.Value | list[ir.Value],
-        *,
-        rotary: tuple[ir.Value, ir.Value] | None = None,
-        scale: float | None = None,
-    ) -> ir.Value:
-        """Causal attention of the next layer, ``[batch, sequence, width]``; query, key, value come packed or apart."""
-        d, past = self.dimensions, self.past[len(self.presents)]
-        inputs = [*qkv] if isinstance(qkv, list) else [qkv, None, None]
-        inputs += [*past, self.seqlens_k, self.total_length, *(rotary or ())]
-        attributes: dict[str, Any] = {
-            "num_heads": d.heads,
-            "kv_num_heads": d.kv_heads,
-            "do_rotary": int(rotary is not None),
-        }
-        if scale is not None:
-            attributes["scale"] = scale
-        out, key, value = self.graph.ops("GroupQueryAttention", 3, *inputs, domain=CONTRIB, **attributes)
-        self.presents.append((key, value))
-        self.progress(len(self.presents))
-        return out
-
     def heads_norm(self, x: ir.Value, module: str, epsilon: float) -> ir.Value:
         """RMS norm of each head by itself (Qwen3), ``[batch, sequence, heads * head_dim]`` in and out."""
-        constant = self.graph.constant
-        apart = self.graph.op("Reshape", x, constant([0, 0, -1, self.dimensions.head_dim]))
-        return self.graph.op("Reshape", self.rms_norm(apart, module, epsilon), constant([0, 0, -1]))
-
-    def activation(self, x: ir.Value, kind: str) -> ir.Value:
-        """The nonlinearity transformers calls ``kind``; raises ``CheckpointError`` if it has no operator."""
-        if kind not in _ACTIVATIONS:
-            raise CheckpointError(f"an activation of {', '.join(_ACTIVATIONS)}", repr(kind), "no emitter exists for it")
-        operator, attributes = _ACTIVATIONS[kind]
-        domain = CONTRIB if operator == "QuickGelu" else ""
-        return self.graph.op(operator, x, domain=domain, **attributes)
-
-    def add(self, x: ir.Value, y: ir.Value) -> ir.Value:
-        return self.graph.op("Add", x, y)
-
-    def keep(self, hidden: ir.Value) -> ir.Value:
-        """The positions whose logits are wanted: the last real token of each row, or all (``logits_to_keep`` 0)."""
-        op, constant = self.graph.op, self.graph.constant
-        only_last = op("Equal", self.logits_to_keep, constant(1))
-        gone = op("Sub", self.total, self.sequence)
-        last = op("Sub", op("Sub", self.row_length, constant(1)), gone)
-        last = op("Min", op("Max", last, constant(0)), op("Sub", self.sequence, constant(1)))  # [batch, 1]
-        count = op("Where", only_last, constant(1), self.sequence)
-        steps = op("Unsqueeze", op("Range", constant(0), count, constant(1)), constant([0]))
-        index = op("Add", op("Where", only_last, last, constant(0)), steps)
-        index = op("Expand", index, op("Concat", op("Shape", last, end=1), constant([1]), axis=0))
-        return op("GatherND", hidden, op("Unsqueeze", index, constant([2])), batch_dims=1)
+        apart = self.reshape(x, [0, 0, -1, self.dimensions.head_dim])
+        return self.reshape(self.rms_norm(apart, module, epsilon), [0, 0, -1])
 
     def head(self, hidden: ir.Value, module: str, tied_to: str) -> ir.Value:
         """Logits of kept positions, normed already. A head equal to the embedding table uses the table."""
@@ -229,16 +223,16 @@ class Blocks:
                 f"tensor {module}.weight", "none, and no tied embeddings", "copy the checkpoint again"
             )
         if layer is None or same_layer(layer, table.layer):
-            self.stored["head"].add(_words(table.layer))
-            return emit_tied_head(self.graph, hidden, table, module, accuracy_level=self.accuracy_level)
+            self.stored["head"].add(self.words(table.layer))
+            return self._tied_head(hidden, table, module)
         return self.product(hidden, layer, module, "head")
 
-
-def _words(layer: Layer) -> str:
-    if not isinstance(layer, QuantizedLinear):
-        return "fp32"
-    span = f" g{layer.group_size}" if layer.group_size else ""
-    return f"int{layer.bits}{span}"
+    def words(self, layer: Layer) -> str:
+        """How a layer is stored, for a person to read."""
+        if not isinstance(layer, QuantizedLinear):
+            return self.float_words
+        span = f" g{layer.group_size}" if layer.group_size else ""
+        return f"int{layer.bits}{span}"
 
 
 def same_layer(one: Layer, other: Layer) -> bool:

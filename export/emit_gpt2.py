@@ -38,7 +38,7 @@ def emit(blocks: Blocks) -> ir.Value:
     for index in range(blocks.dimensions.layers):
         layer = f"{prefix}h.{index}"
         normed = blocks.layer_norm(hidden, f"{layer}.ln_1", epsilon)
-        qkv = blocks.one(normed, f"{layer}.attn.c_attn", transposed=True)
+        qkv = blocks.qkv(normed, f"{layer}.attn.c_attn", transposed=True)
         attended = blocks.attention(qkv, scale=_scale(config, index, blocks.dimensions.head_dim))
         hidden = blocks.add(hidden, blocks.one(attended, f"{layer}.attn.c_proj", transposed=True))
         normed = blocks.layer_norm(hidden, f"{layer}.ln_2", epsilon)

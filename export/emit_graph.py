@@ -99,10 +99,26 @@ class EmitGraph:
         array = np.ascontiguousarray(array)
         if array.nbytes < INLINE_BYTES:
             return self._tape.initializer(ir.tensor(array, name=name))
+        return self._append(name, array, ir.DataType.from_numpy(array.dtype), array.shape)
+
+    def _append(self, name: str, array: Array, dtype: ir.DataType, shape: tuple[int, ...]) -> ir.Value:
+        """The bytes of ``array`` at the end of the data file, as an initializer of ``dtype`` and ``shape``."""
         offset = -(-self._data.tell() // _ALIGNMENT) * _ALIGNMENT if array.nbytes >= _ALIGNMENT else self._data.tell()
         self._data.seek(offset)
         self._data.write(array.reshape(-1).view(np.uint8).data)  # numpy's tofile hides why a disk refuses
-        return self._external(name, offset, array.nbytes, ir.DataType.from_numpy(array.dtype), array.shape)
+        return self._external(name, offset, array.nbytes, dtype, shape)
+
+    def integers(self, name: str, values: Array, bits: int) -> ir.Value:
+        """Signed integers of 8 or 4 bits as int8 or int4, two of these in a byte, the first in the low bits."""
+        if bits == 8:
+            return self.weight(name, values)
+        flat = np.pad(values.reshape(-1), (0, values.size % 2)).view(np.uint8) & np.uint8(15)
+        return self._packed(name, flat[0::2] | (flat[1::2] << np.uint8(4)), ir.DataType.INT4, values.shape)
+
+    def _packed(self, name: str, octets: Array, dtype: ir.DataType, shape: tuple[int, ...]) -> ir.Value:
+        if octets.nbytes < INLINE_BYTES:
+            return self._tape.initializer(ir.PackedTensor(octets, dtype, ir.Shape(shape), name=name))
+        return self._append(name, octets, dtype, shape)
 
     def again(self, name: str, weight: ir.Value, shape: tuple[int, ...]) -> ir.Value:
         """The bytes of ``weight`` as another initializer of another shape.
@@ -136,7 +152,7 @@ class EmitGraph:
             self.outputs,
             nodes=self._tape.nodes,
             initializers=self._tape.initializers,
-            opset_imports={"": self.opset, CONTRIB: 1},
+            opset_imports={"": self.opset} | {node.domain: 1 for node in self._tape.nodes if node.domain},
             name="decoder",
         )
         model = ir.Model(graph, ir_version=10, producer_name="planish")

@@ -57,7 +57,7 @@ def stack(layers: list[Layer]) -> Layer | None:
     quantized = [layer for layer in layers if isinstance(layer, QuantizedLinear)]
     if len(floats) == len(layers):
         return FloatLinear(np.concatenate([layer.weight for layer in floats]), bias)
-    kinds = {(q.bits, q.group_size, q.activations, q.input_scale, q.zero_point is None) for q in quantized}
+    kinds = {(q.bits, q.group_size, q.activations, q.zero_point is None) for q in quantized}
     if floats or len(kinds) > 1:
         return None
     first = quantized[0]

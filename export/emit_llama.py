@@ -7,7 +7,7 @@ from typing import Any
 import onnx_ir as ir
 
 from planish.errors import CheckpointError
-from planish.export.emit_blocks import Blocks, Dimensions
+from planish.export.emit_blocks import Blocks, Dimensions, QkvValues
 from planish.export.emit_rotary import inverse_frequency
 
 __all__ = ["dimensions", "emit"]
@@ -36,10 +36,10 @@ def emit(blocks: Blocks) -> ir.Value:
     return blocks.head(kept, "lm_head", "model.embed_tokens")
 
 
-def _qkv(blocks: Blocks, x: ir.Value, module: str, epsilon: float) -> ir.Value | list[ir.Value]:
+def _qkv(blocks: Blocks, x: ir.Value, module: str, epsilon: float) -> QkvValues:
     names = [f"{module}.{part}_proj" for part in "qkv"]
     if f"{module}.q_norm.weight" not in blocks.reader:
-        return blocks.linear(x, *names)
+        return blocks.qkv(x, *names)
     query, key, value = (blocks.one(x, name) for name in names)
     query = blocks.heads_norm(query, f"{module}.q_norm", epsilon)
     return [query, blocks.heads_norm(key, f"{module}.k_norm", epsilon), value]
@@ -48,7 +48,7 @@ def _qkv(blocks: Blocks, x: ir.Value, module: str, epsilon: float) -> ir.Value |
 def _mlp(blocks: Blocks, x: ir.Value, module: str) -> ir.Value:
     gate, up = blocks.one(x, f"{module}.gate_proj"), blocks.one(x, f"{module}.up_proj")
     gate = blocks.activation(gate, blocks.reader.config.get("hidden_act", "silu"))
-    return blocks.one(blocks.graph.op("Mul", gate, up), f"{module}.down_proj")
+    return blocks.one(blocks.multiply(gate, up), f"{module}.down_proj")
 
 
 def _refuse_sliding_window(config: dict[str, Any], layers: int) -> None:

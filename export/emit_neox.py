@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from planish.export.emit_blocks import Blocks, Dimensions
+from planish.export.emit_blocks import Blocks, Dimensions, QkvValues
 from planish.export.emit_linear import take_rows
 from planish.export.emit_rotary import inverse_frequency
 
@@ -72,9 +72,9 @@ def head_order(rotary_dim: int, half: int, head_dim: int) -> NDArray[np.int64]:
     return np.concatenate([*first, *second])
 
 
-def _qkv(blocks: Blocks, x: ir.Value, module: str, order: NDArray[np.int64]) -> ir.Value:
+def _qkv(blocks: Blocks, x: ir.Value, module: str, order: NDArray[np.int64]) -> QkvValues:
     """The checkpoint interleaves query, key and value of each head; attention wants all queries first."""
     d = blocks.dimensions
     rows = np.arange(3 * d.hidden).reshape(d.heads, 3, d.head_dim).transpose(1, 0, 2)
     rows = np.concatenate([rows[:2, :, order], rows[2:]])
-    return blocks.product(x, take_rows(blocks.reader.linear(module), rows.reshape(-1)), module)
+    return blocks.packed(x, take_rows(blocks.reader.linear(module), rows.reshape(-1)), module)

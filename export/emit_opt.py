@@ -32,13 +32,13 @@ def emit(blocks: Blocks) -> ir.Value:
     """Emit the whole decoder; returns logits."""
     config, model = blocks.reader.config, "model.decoder"
     epsilon = 1e-5
-    positions = blocks.add(blocks.position_ids(), blocks.graph.constant(_OFFSET))
+    positions = blocks.graph.op("Add", blocks.position_ids(), blocks.graph.constant(_OFFSET))
     tokens = blocks.embed(blocks.input_ids, f"{model}.embed_tokens")
     hidden = blocks.add(tokens, blocks.embed(positions, f"{model}.embed_positions"))
     for index in range(blocks.dimensions.layers):
         layer = f"{model}.layers.{index}"
         normed = blocks.layer_norm(hidden, f"{layer}.self_attn_layer_norm", epsilon)
-        attended = blocks.attention(blocks.linear(normed, *(f"{layer}.self_attn.{part}_proj" for part in "qkv")))
+        attended = blocks.attention(blocks.qkv(normed, *(f"{layer}.self_attn.{part}_proj" for part in "qkv")))
         hidden = blocks.add(hidden, blocks.one(attended, f"{layer}.self_attn.out_proj"))
         normed = blocks.layer_norm(hidden, f"{layer}.final_layer_norm", epsilon)
         inner = blocks.activation(blocks.one(normed, f"{layer}.fc1"), config.get("activation_function", "relu"))
