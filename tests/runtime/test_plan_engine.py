@@ -227,6 +227,15 @@ def test_two_profiles_and_the_tighter_one(embedder: Any, tmp_path: Path, module:
     assert not cuda.live
 
 
+def test_an_engine_for_one_row(embedder: Any, tmp_path: Path, module: Any, cuda: FakeCudart) -> None:
+    """The golden batch has two rows, and batches of texts more."""
+    bundle = encoder_bundle(embedder.path, tmp_path / "bundle")
+    add_fake_engine(bundle, [dict.fromkeys(("input_ids", "attention_mask"), ((1, 1), (1, 16), (1, 48)))])
+    with load(bundle) as model, load(bundle, "cpu") as other:
+        np.testing.assert_allclose(model.embed(TEXTS), other.embed(TEXTS), atol=1e-6)
+    assert not cuda.live
+
+
 def test_threads_share_a_model(model: Model, bundle: Path) -> None:
     with load(bundle, "cpu") as other, ThreadPoolExecutor(6) as pool:
         inputs = [batch(1 + seed % 4, 1 + seed, seed) for seed in range(30)]
