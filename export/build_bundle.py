@@ -20,9 +20,9 @@ from planish.export.build_estimate import Estimate, estimate, look_at_host, refu
 from planish.export.build_graph import GraphFacts, read_graph
 from planish.export.build_progress import Phases, watch
 from planish.export.build_shapes import optimization_profiles
-from planish.export.engine_folder import locked, switch_on, workshop, write_engine
+from planish.export.engine_folder import locked, switch_on, workshop, write_info, write_plan
 from planish.export.peak_memory import read_peak, reset_peak
-from planish.export.plan_report import report
+from planish.export.plan_report import read_report
 from planish.export.tensorrt_module import Chosen, choose, explicit_targets, offered
 from planish.export.timing_cache import timing_cache_for
 from planish.profiles import Profile
@@ -97,8 +97,9 @@ class Preparation:
         name = self.chosen.engine_id(self.profile)
         with locked(self.bundle), workshop(self.bundle, name) as folder:
             plan, build_facts = self.make_plan(progress)
-            info = self.describe(plan, build_facts)
-            write_engine(folder, plan.data, info)
+            write_plan(folder, plan.data)
+            info = self.describe(folder, build_facts)
+            write_info(folder, info)
             manifest = switch_on(self.bundle, folder, name, prove=self.chosen.device is not None)
         warnings = [*(f"{item.rule}: {item.reason}" for item in self.lint.findings), *plan.warnings]
         return BuildResult(self.bundle, name, info, manifest, tuple(warnings))
@@ -126,7 +127,7 @@ class Preparation:
         )
         return plan, {
             "seconds": round(time.monotonic() - phases.started, 3),
-            "plan_bytes": len(plan.data),
+            "plan_bytes": plan.data.nbytes,
             **plan.memory,
             "peak_memory_bytes": read_peak(),
             "flags": plan.flags,
@@ -134,8 +135,8 @@ class Preparation:
             "timing_cache": plan.timing_cache,
         }
 
-    def describe(self, plan: Plan, build_facts: dict[str, Any]) -> EngineInfo:
-        """``engine.json``."""
+    def describe(self, written: Path, build_facts: dict[str, Any]) -> EngineInfo:
+        """``engine.json`` of the plan in the folder ``written``."""
         chosen = self.chosen
         assert chosen is not None
         folder = Path(self.dialect.path).parent.as_posix() + "/"
@@ -157,7 +158,7 @@ class Preparation:
             outputs=self.dialect.outputs,
             profiles=self.shapes,
             build=build_facts,
-            diagnostic=report(plan.data, chosen.name, chosen.version, names, self.facts.products),
+            diagnostic=read_report(written / "model.plan", chosen.name, chosen.version, names, self.facts.products),
         )
 
 

@@ -12,6 +12,7 @@ from planish.export.build_progress import BuildLog, Phases, make_monitor, shared
 from planish.export.tensorrt_api import (
     Builder,
     IBuilderConfig,
+    IHostMemory,
     INetworkDefinition,
     Module,
     OnnxParser,
@@ -26,9 +27,9 @@ __all__ = ["Plan", "build_plan"]
 
 @dataclass(frozen=True)
 class Plan:
-    """A finished plan and what the builder said of it; a size it did not tell is None."""
+    """A finished plan, in the builder's memory, and what the builder said of it; a size it did not tell is None."""
 
-    data: bytes
+    data: IHostMemory
     flags: list[str]
     memory: dict[str, int | None]
     timing_cache: str | None
@@ -69,7 +70,7 @@ def build_plan(
         raise refusal(log, phases)
     digest = timing.save_from(config) if timing is not None else None
     flags = [name for name, flag in sorted(module.BuilderFlag.__members__.items()) if config.get_flag(flag)]
-    return Plan(bytes(built), flags, log.memory(), digest, log.warnings())
+    return Plan(built, flags, log.memory(), digest, log.warnings())
 
 
 def parse(parser: OnnxParser, path: Path, log: BuildLog) -> None:

@@ -7,13 +7,14 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from planish import runtime
 from planish.errors import HostError
 from planish.outputs import disk_errors, sync
 from planish.runtime import EngineInfo, Manifest
 
-__all__ = ["locked", "switch_on", "workshop", "write_engine"]
+__all__ = ["locked", "switch_on", "workshop", "write_info", "write_plan"]
 
 
 @contextlib.contextmanager
@@ -57,13 +58,17 @@ def workshop(bundle: Path, name: str) -> Iterator[Path]:
         raise
 
 
-def write_engine(folder: Path, plan: bytes, info: EngineInfo) -> None:
-    """Writes both files of an engine and pushes them to the disk; raises ``HostError`` if it refuses."""
+def write_plan(folder: Path, plan: Any) -> None:
+    """Writes ``model.plan`` from the builder's own memory; raises ``HostError`` if the disk refuses."""
+    with disk_errors(folder), open(folder / "model.plan", "xb") as file:
+        file.write(plan)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_info(folder: Path, info: EngineInfo) -> None:
+    """Writes ``engine.json`` and pushes the folder to the disk; raises ``HostError`` if it refuses."""
     with disk_errors(folder):
-        with open(folder / "model.plan", "xb") as file:
-            file.write(plan)
-            file.flush()
-            os.fsync(file.fileno())
         runtime.write_engine_info(folder / "engine.json", info)
         sync(folder)
 

@@ -8,13 +8,15 @@ then its calls.
 
 from __future__ import annotations
 
+import mmap
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-__all__ = ["VERSION", "Call", "Program", "programs", "report"]
+__all__ = ["VERSION", "Call", "Program", "programs", "read_report", "report"]
 
 VERSION = "1.7.1"
 """Of TensorRT-RTX: the text of others may look otherwise."""
@@ -48,11 +50,11 @@ class Program:
     calls: tuple[Call, ...]
 
 
-def programs(plan: bytes) -> Iterator[Program]:
+def programs(plan: bytes | mmap.mmap) -> Iterator[Program]:
     """The programs in a plan, in order; none where the text is not as it was in the version looked at."""
     for found in PROGRAM.finditer(plan):
         end = plan.find(b"\n}", found.end())
-        body = plan[found.end() : end if end >= 0 else None]
+        body = plan[found.end() : end if end >= 0 else len(plan)]
         types = {name.decode("latin1"): kind.decode() for name, kind in TENSOR.findall(found["tensors"])}
         yield Program(b"runtime-fusion" in found["header"], types, tuple(calls(body, types)))
 
@@ -67,7 +69,7 @@ def calls(body: bytes, types: dict[str, str]) -> Iterator[Call]:
 
 
 def report(
-    plan: bytes, module: str, version: str, profiles: Sequence[str], products: Collection[str]
+    plan: bytes | mmap.mmap, module: str, version: str, profiles: Sequence[str], products: Collection[str]
 ) -> dict[str, Any] | None:
     """Counts for each of the optimization ``profiles``; None for any other module or version.
 
@@ -85,6 +87,14 @@ def report(
     if len(groups) != len(profiles):
         return None
     return {name: count(group, products) for name, group in zip(profiles, groups, strict=True)}
+
+
+def read_report(
+    path: Path, module: str, version: str, profiles: Sequence[str], products: Collection[str]
+) -> dict[str, Any] | None:
+    """The :func:`report` of a plan on the disk, which is not read into memory."""
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
+        return report(plan, module, version, profiles, products)
 
 
 def count(group: list[Program], products: Collection[str]) -> dict[str, Any]:

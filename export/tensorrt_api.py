@@ -13,7 +13,6 @@ __all__ = [
     "Builder",
     "BuilderFlag",
     "Enumeration",
-    "HostMemory",
     "IBuilderConfig",
     "IHostMemory",
     "INetworkDefinition",
@@ -28,9 +27,6 @@ __all__ = [
     "ProfilingVerbosity",
     "TargetedConfig",
 ]
-
-HostMemory = Any
-"""``IHostMemory``: ``bytes()`` reads it."""
 
 
 class Enumeration(Protocol):
@@ -49,7 +45,7 @@ class ITensor(Protocol):
 
 
 class IHostMemory(Protocol):
-    """Bytes the module owns."""
+    """Bytes the module owns; they can be written to a file as they are."""
 
     @property
     def nbytes(self) -> int: ...
@@ -122,7 +118,7 @@ class Builder(Protocol):
     def create_network(self, flags: int) -> INetworkDefinition: ...
     def create_builder_config(self) -> IBuilderConfig: ...
     def create_optimization_profile(self) -> IOptimizationProfile: ...
-    def build_serialized_network(self, network: INetworkDefinition, config: IBuilderConfig) -> HostMemory | None: ...
+    def build_serialized_network(self, network: INetworkDefinition, config: IBuilderConfig) -> IHostMemory | None: ...
 
 
 class NetworkDefinitionCreationFlag(Enumeration, Protocol):
