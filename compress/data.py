@@ -61,23 +61,26 @@ def token_windows(data: Data, folder: Path, tokenizer: Any, max_length: int | No
 
     The texts are tokenized one after the other into one stream and cut; ``samples`` cuts are drawn with the seed.
     Tokens a tokenizer puts around every text ([CLS] and [SEP]) stand around every window. Fewer windows than asked are
-    taken as they are; windows are shortened to ``max_length``, the model's limit.
+    taken as they are; windows are shortened to ``max_length``, the model's limit. Of several lengths, those the text
+    cannot fill are left out.
 
     Raises:
         DataError: not one window's worth of text.
     """
     stream = [token for text in read_texts(data.source, folder) for token in _encode(tokenizer, text)]
     lengths = dict.fromkeys(min(length, max_length or length) for length in data.lengths)
-    return tuple(_windows(stream, length, data, tokenizer) for length in lengths)
-
-
-def _windows(stream: list[int], length: int, data: Data, tokenizer: Any) -> torch.Tensor:
-    before, after = _frame(tokenizer)
-    inner = length - len(before) - len(after)
-    starts = range(0, len(stream) - inner + 1, inner)
-    if inner < 1 or not starts:
-        expected = f"at least one window of {length} tokens in data.source {data.source!r}"
+    frame = _frame(tokenizer)
+    inner = {length: length - len(frame[0]) - len(frame[1]) for length in lengths}
+    fitting = [length for length in lengths if 1 <= inner[length] <= len(stream)]
+    if not fitting:
+        expected = f"at least one window of {min(lengths)} tokens in data.source {data.source!r}"
         raise DataError(expected, f"{len(stream)} tokens", "lower data.sequence_length or give more text")
+    return tuple(_windows(stream, inner[length], data, frame) for length in fitting)
+
+
+def _windows(stream: list[int], inner: int, data: Data, frame: tuple[list[int], list[int]]) -> torch.Tensor:
+    before, after = frame
+    starts = range(0, len(stream) - inner + 1, inner)
     chosen = random.Random(data.seed).sample(starts, min(data.samples, len(starts)))
     return torch.tensor([before + stream[start : start + inner] + after for start in chosen], dtype=torch.int64)
 

@@ -24,13 +24,13 @@ passes:
 
 
 def test_shipped_recipes() -> None:
-    assert recipes.names() == ["int4", "int4-round", "int8", "int8-dynamic", "int8-weight-only"]
+    assert recipes.names() == ["int4", "int4-round", "int4-symmetric", "int8", "int8-dynamic", "int8-weight-only"]
     for name in recipes.names():
         recipe = load_recipe(name)
         assert recipe.name == name
         assert recipe.description
         assert recipe.digest == load_recipe(recipes.path(name)).digest
-    assert [step.name for step in load_recipe("int8").passes] == ["int8-linear", "int8-linear", "int8-embedding"]
+    assert [step.name for step in load_recipe("int8").passes] == ["int8-linear", "int8-embedding"]
     int4 = load_recipe("int4").content["passes"][0]
     assert (int4["bits"], int4["group_size"], int4["symmetric"], int4["method"]) == (4, 32, False, "gptq")
 
