@@ -162,7 +162,7 @@ def bench(
             progress("bench", number + 1, count)
     plan = Plan(limit=None, judged="cpu" if on_cpu else "wall", seed=seed)
     described = [
-        describe(name, path, manifest, memory, threads)
+        describe(name, path, manifest, memory, threads, device)
         for name, path, manifest in zip(names, paths, manifests, strict=True)
     ]
     rows = sorted(times.items(), key=lambda row: row[0][0])  # by bundle; shapes and phases as they came
@@ -243,10 +243,13 @@ def compared(names: Sequence[str], times: Times, plan: Plan) -> Iterator[Compari
             yield decide(f"{name} / {names[0]} {shape} {phase}", Pairs(new, old), plan)
 
 
-def describe(name: str, path: str | Path, manifest: Manifest, memory: bool, threads: int | None) -> dict[str, Any]:
+def describe(
+    name: str, path: str | Path, manifest: Manifest, memory: bool, threads: int | None, device: str
+) -> dict[str, Any]:
     size = sum(entry.size for entry in manifest.files.values())
     found: dict[str, Any] = {"name": name, "task": manifest.task, "digest": manifest.digest, "bytes": size}
-    found["peak_rss_bytes"] = peak_memory(path, threads=threads)["peak_rss_bytes"] if memory else None
+    measured = peak_memory(path, threads=threads, device=device) if memory else {}
+    found["peak_rss_bytes"] = measured.get("peak_rss_bytes")
     return found
 
 

@@ -19,7 +19,7 @@ LENGTH = 128
 LIMIT_SECONDS = 300
 
 
-def peak_memory(bundle: str | Path, *, threads: int | None = None) -> dict[str, Any]:
+def peak_memory(bundle: str | Path, *, threads: int | None = None, device: str = "auto") -> dict[str, Any]:
     """``{"peak_rss_bytes": ..}`` of a process that loads the bundle and answers once.
 
     An encoder runs 1x128 tokens, a decoder a prompt of 128 and 16 steps.
@@ -29,7 +29,7 @@ def peak_memory(bundle: str | Path, *, threads: int | None = None) -> dict[str, 
     """
     path = Path(bundle).resolve()
     code = "from planish.gate.memory import child; child()"
-    command = [sys.executable, "-c", code, str(path), str(threads or 0)]
+    command = [sys.executable, "-c", code, str(path), str(threads or 0), device]
     try:
         # In the bundle's folder: Python looks for modules where it is started, and a bundle holds none.
         done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False, cwd=path)
@@ -43,12 +43,12 @@ def peak_memory(bundle: str | Path, *, threads: int | None = None) -> dict[str, 
 
 
 def child() -> None:
-    """The measured process: bundle and threads are its arguments, JSON its last line."""
+    """The measured process: bundle, threads and device are its arguments, JSON its last line."""
     from planish.gate.clock import ProcessClock
     from planish.gate.workloads import Shape, longest_input, probes
     from planish.runtime.loader import load
 
-    with load(sys.argv[1], threads=int(sys.argv[2]) or None) as model:
+    with load(sys.argv[1], sys.argv[3], threads=int(sys.argv[2]) or None) as model:
         shape = Shape(1, min(LENGTH, longest_input(model)))
         probes([model], shape, ProcessClock(), 0, inferences=1)[0](ProcessClock())
     print(json.dumps({"peak_rss_bytes": high_water_mark()}))

@@ -15,7 +15,15 @@ from planish.options import json_option, seconds_option, threads_option
 
 __all__ = ["bench", "gate", "run"]
 
-device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+device_option = click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help="auto, cpu, cuda, tensorrt (both also :N), or a plugin of ONNX Runtime such as openvino.",
+)
+dialect_option = click.option(
+    "--dialect", help="ONNX Runtime: the graph to open, ort or qdq (what engines are made from); default: ort."
+)
 
 
 @click.command()
@@ -35,9 +43,18 @@ device_option = click.option("--device", default="auto", show_default=True, help
 @click.option("--seed", type=int, help="generate: the same seed, the same text.")
 @click.option("--stop", multiple=True, help="generate: stop at this string; may be given again.")
 @device_option
+@dialect_option
 @threads_option
 @json_option
-def run(bundle: Path, texts: tuple[str, ...], device: str, threads: int | None, as_json: bool, **options: Any) -> None:
+def run(
+    bundle: Path,
+    texts: tuple[str, ...],
+    device: str,
+    dialect: str | None,
+    threads: int | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Answer TEXTS with BUNDLE; `-` or no text reads one text a line from stdin."""
     from planish import runtime
     from planish.answers import answers, answers_as_lines, cut_texts, refuse_unused
@@ -46,7 +63,7 @@ def run(bundle: Path, texts: tuple[str, ...], device: str, threads: int | None, 
         texts = read_lines()
     if not texts:
         raise InputError("at least one text", "none", f'type: planish run {bundle} "some text"')
-    with runtime.load(bundle, device=device, threads=threads) as model:
+    with runtime.load(bundle, device=device, dialect=dialect, threads=threads) as model:
         task = model.manifest.task
         refuse_unused(task, options)
         if task == "text-generation" and len(texts) == 1 and not as_json:
@@ -82,17 +99,20 @@ def stream_out(model: Any, prompt: str, options: dict[str, Any]) -> None:
 @click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--shape", "shapes", multiple=True, help="BATCHxLENGTH, e.g. 1x128; may be given again.")
 @seconds_option(20.0, "Time to spend.")
+@device_option
 @threads_option
 @json_option
 def bench(
-    bundles: tuple[Path, ...], shapes: tuple[str, ...], seconds: float, threads: int | None, as_json: bool
+    bundles: tuple[Path, ...], shapes: tuple[str, ...], seconds: float, device: str, threads: int | None, as_json: bool
 ) -> None:
     """Measure BUNDLES: latency and throughput; several are interleaved and given as ratios to the first."""
     from planish import gate as half
 
     parsed = [shape_of(shape) for shape in shapes] or None
     with say.progress_bar(quiet=as_json) as progress:
-        report = half.bench(list(bundles), shapes=parsed, seconds=seconds, threads=threads, progress=progress)
+        report = half.bench(
+            list(bundles), shapes=parsed, seconds=seconds, threads=threads, device=device, progress=progress
+        )
     say.answer({"bench": report.to_json()}, as_json=as_json, lines=[report.to_markdown()])
 
 
@@ -121,6 +141,7 @@ def shape_of(text: str) -> tuple[int, int]:
 )
 @click.option("--no-latency", is_flag=True, help="Judge accuracy alone.")
 @seconds_option(60.0, "Time the latency comparison may take.")
+@device_option
 @threads_option
 @json_option
 def gate(
@@ -130,6 +151,7 @@ def gate(
     max_loss: float,
     no_latency: bool,
     seconds: float,
+    device: str,
     threads: int | None,
     as_json: bool,
 ) -> int:
@@ -144,6 +166,7 @@ def gate(
             limits=half.Limits(max_loss_points=max_loss),
             latency=not no_latency,
             seconds=seconds,
+            device=device,
             threads=threads,
             progress=progress,
         )

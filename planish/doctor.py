@@ -13,6 +13,7 @@ from typing import Any
 
 from planish import __version__
 from planish.profiles import Detection, detect
+from planish.runtime import installed_plugins
 
 __all__ = ["diagnose"]
 
@@ -95,11 +96,12 @@ def importable(distribution: str) -> bool:
 
 
 def find_onnxruntime(seen: Detection) -> dict[str, Any]:
-    """Version, providers, whether it is new enough, and which distributions installed it."""
+    """Version, providers, plugins (device word and package), whether it is new enough, which distributions it is."""
     version = seen.software.onnxruntime
     return {
         "version": version,
         "providers": list(seen.software.providers),
+        "plugins": {word: plugin.module for word, plugin in installed_plugins().items()},
         "new_enough": version is not None and numbers(version) >= OLDEST_ONNXRUNTIME,
         "distributions": [name for name in BUILDS if installed(name)],
     }

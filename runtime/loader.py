@@ -54,21 +54,18 @@ def load(
     list of names, or of pairs of name and options) and ``provider_options`` go to ONNX Runtime unchanged and overrule
     ``device``; ``session_options`` is a SessionOptions, or a mapping of its attributes and config entries.
 
-    Of engines alone: ``cuda_graphs``, for how many input shapes an execution is kept to be repeated by one launch (0 is
-    none); ``runtime_cache``, a folder of your own in which TensorRT-RTX keeps the kernels it compiles.
+    Engines heed no ``threads`` and no ``session_options``. Of engines alone: ``cuda_graphs``, for how many input shapes
+    an execution is kept to be repeated by one launch (0 is none); ``runtime_cache``, a folder of your own in which
+    TensorRT-RTX keeps the kernels it compiles.
 
     Raises BundleError when anything in the bundle is not what its manifest says, HostError when this host cannot run
     it, ParityError when an engine does not give the golden answers, RequestError for arguments that mean nothing.
     """
-    if isinstance(workers, bool) or not isinstance(workers, int) or not 1 <= workers <= MAX_THREADS:
-        raise RequestError(f"workers from 1 to {MAX_THREADS}", repr(workers), "leave it out for one batch at a time")
-    if isinstance(cuda_graphs, bool) or not isinstance(cuda_graphs, int) or not 0 <= cuda_graphs <= MAX_THREADS:
-        raise RequestError(f"cuda_graphs from 0 to {MAX_THREADS}", repr(cuda_graphs), "leave it out for the default")
+    _check_counts(workers, cuda_graphs)
     wanted = parse_device(device)
     session_wanted = providers is not None or provider_options is not None
-    if wanted.word == "tensorrt" and (session_wanted or session_options is not None):
-        got = "providers, provider_options or session_options, too"
-        raise RequestError("options of engines with device='tensorrt'", got, "leave them out, or pass device='cuda'")
+    if wanted.word == "tensorrt" and session_wanted:
+        raise RequestError("device='tensorrt' or providers", "both", "leave them out, or pass device='cuda'")
     verified = verify_files(bundle)
     manifest = verified.manifest
     passed_over: tuple[str, ...] = ()
@@ -78,16 +75,9 @@ def load(
         passed_over = tuple(f"{name}: {error}" for name, error in reasons)
         if choice is not None:
             text = _text(verified)
-            return Model(
-                manifest,
-                _proved_engine(verified, choice, cuda_graphs, runtime_cache),
-                text,
-                f"tensorrt:{wanted.number or 0}",
-                workers,
-                dialect=choice.info.dialect,
-                engine_id=choice.engine_id,
-                passed_over=passed_over,
-            )
+            plan_engine = _proved_engine(verified, choice, cuda_graphs, runtime_cache)
+            kept = (choice.info.dialect, choice.engine_id, passed_over)
+            return Model(manifest, plan_engine, text, f"tensorrt:{wanted.number or 0}", workers, *kept)
     if workers > 1 and threads is None:
         threads = 1
     library = engine_library()
@@ -97,9 +87,14 @@ def load(
     session = open_session(library, verified.root / spelled.path, spelled, options, placement)
     check_unchanged(verified)
     engine = Engine(session, spelled, limits_of(verified, name))
-    return Model(
-        manifest, engine, _text(verified), placement.providers[0], workers, dialect=name, passed_over=passed_over
-    )
+    return Model(manifest, engine, _text(verified), placement.providers[0], workers, name, None, passed_over)
+
+
+def _check_counts(workers: int, cuda_graphs: int) -> None:
+    if isinstance(workers, bool) or not isinstance(workers, int) or not 1 <= workers <= MAX_THREADS:
+        raise RequestError(f"workers from 1 to {MAX_THREADS}", repr(workers), "leave it out for one batch at a time")
+    if isinstance(cuda_graphs, bool) or not isinstance(cuda_graphs, int) or not 0 <= cuda_graphs <= MAX_THREADS:
+        raise RequestError(f"cuda_graphs from 0 to {MAX_THREADS}", repr(cuda_graphs), "leave it out for the default")
 
 
 def _text(verified: Verified) -> TextEncoder | None:

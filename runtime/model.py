@@ -62,7 +62,6 @@ class Model:
         text: TextEncoder | None,
         device: str,
         workers: int = 1,
-        *,
         dialect: str = "ort",
         engine_id: str | None = None,
         passed_over: tuple[str, ...] = (),

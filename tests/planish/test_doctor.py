@@ -32,6 +32,13 @@ def test_this_host_has_a_whole_diagnosis() -> None:
     assert all(problem["what"] and problem["fix"] for problem in facts["problems"])
 
 
+def test_plugins_of_onnxruntime_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "onnxruntime_ep_some_chip").mkdir()
+    (tmp_path / "onnxruntime_ep_some_chip" / "__init__.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert diagnose()["onnxruntime"]["plugins"]["some-chip"] == "onnxruntime_ep_some_chip"
+
+
 def test_it_prints_nothing_and_imports_no_torch() -> None:
     heavy = {"torch", "transformers", "onnx", "tensorrt"}
     code = f"import sys; from planish.doctor import diagnose; diagnose(); sys.exit(bool({heavy} & set(sys.modules)))"

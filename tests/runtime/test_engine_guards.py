@@ -252,8 +252,8 @@ def test_devices_and_dialects_that_do_not_go_together(bundle: Path, module: Any)
     add_fake_engine(bundle)
     with pytest.raises(RequestError, match="dialect 'qdq', which the engine was made from, got 'ort'"):
         load(bundle, "tensorrt", dialect="ort")
-    with pytest.raises(RequestError, match="options of engines with device='tensorrt'"):
-        load(bundle, "tensorrt", session_options={"log_severity_level": 2})
+    with pytest.raises(RequestError, match="device='tensorrt' or providers, got both"):
+        load(bundle, "tensorrt", provider_options=[{}])
     for options in ({"dialect": "qdq"}, {"dialect": "ort"}, {"providers": ["CPUExecutionProvider"]}):
         with load(bundle, **options) as model:  # type: ignore[arg-type]
             assert model.engine_id is None

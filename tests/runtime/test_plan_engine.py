@@ -13,6 +13,7 @@ import pytest
 from planish.errors import HostError, RequestError
 from planish.runtime import Model, load
 from planish.runtime.cuda import CudaError, DeviceMemoryError
+from planish.runtime.plan_engine import PlanEngine
 from tests.runtime import fake_tensorrt
 from tests.runtime.engine_bundle import ENCODER_PROFILES, add_fake_engine, encoder_bundle
 from tests.runtime.fake_cuda import ILLEGAL_ADDRESS, MEMORY, FakeCudart
@@ -214,7 +215,9 @@ def test_two_profiles_and_the_tighter_one(embedder: Any, tmp_path: Path, module:
     small = dict.fromkeys(("input_ids", "attention_mask"), ((1, 1), (1, 8), (1, 8)))
     add_fake_engine(bundle, [*ENCODER_PROFILES, small])
     with load(bundle) as model, load(bundle, "cpu") as other:
-        plan = model._open().open()  # type: ignore[union-attr]
+        engine = model._open()
+        assert isinstance(engine, PlanEngine)
+        plan = engine.open()
         assert [plan.choose({"input_ids": shape}) for shape in ((1, 8), (1, 9), (2, 8))] == [1, 0, 0]
         for seed, (rows, length) in enumerate([(1, 8), (4, 32), (1, 8), (1, 9), (1, 8), (4, 32)]):
             inputs = batch(rows, length, seed)
@@ -234,6 +237,18 @@ def test_an_engine_for_one_row(embedder: Any, tmp_path: Path, module: Any, cuda:
     with load(bundle) as model, load(bundle, "cpu") as other:
         np.testing.assert_allclose(model.embed(TEXTS), other.embed(TEXTS), atol=1e-6)
     assert not cuda.live
+
+
+def test_where_the_time_goes(model: Model, cuda: FakeCudart) -> None:
+    engine = model._open()
+    assert isinstance(engine, PlanEngine)
+    inputs = batch(2, 8)
+    for _ in range(3):  # plain, recorded, launched
+        outputs, split = engine.timed(inputs)
+        np.testing.assert_array_equal(outputs["last_hidden_state"], model.run(inputs)["last_hidden_state"])
+        assert (split.to_device, split.compute, split.to_host) == (1.5, 1.5, 1.5)
+    assert cuda.calls["cudaEventRecord"] == 12
+    assert cuda.live["event"] == 4  # made once
 
 
 def test_threads_share_a_model(model: Model, bundle: Path) -> None:
