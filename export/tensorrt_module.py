@@ -30,16 +30,15 @@ INSTALL = {
 
 @dataclass(frozen=True)
 class Chosen:
-    """A module to build with: ``target`` is the compute capability, ``device`` the one it is built on, if any."""
+    """A module to build with, ``tensorrt`` or ``tensorrt_rtx`` by ``name``.
 
+    ``target`` is the compute capability to build for; ``device`` this host's GPU if it is of that capability.
+    """
+
+    name: str
     module: Module
     target: str
     device: BuiltOn | None
-
-    @property
-    def name(self) -> str:
-        """``tensorrt`` or ``tensorrt_rtx``."""
-        return self.module.__name__
 
     @property
     def version(self) -> str:
@@ -95,8 +94,8 @@ def choose(profile: Profile, device: BuiltOn | None, wanted: str | None = None) 
     for name in [wanted] if wanted else list(MODULES):
         try:
             module = load_module(name)
-            check_target(module, profile, device)
-            return Chosen(module, profile.gpu.sm, device if device and device.sm == profile.gpu.sm else None)
+            check_target(name, module, profile, device)
+            return Chosen(name, module, profile.gpu.sm, device if device and device.sm == profile.gpu.sm else None)
         except HostError as error:
             reasons.append(error)
     raise nearest_reason(reasons, names, wanted)
@@ -110,10 +109,10 @@ def nearest_reason(reasons: list[HostError], names: list[str], wanted: str | Non
     return installed[-1] if installed else reasons[MODULES.index(names[-1])]
 
 
-def check_target(module: Module, profile: Profile, device: BuiltOn | None) -> None:
+def check_target(name: str, module: Module, profile: Profile, device: BuiltOn | None) -> None:
     """Raise ``HostError`` if this module, on this host, cannot build for the GPU of ``profile``."""
     assert profile.gpu is not None
-    sm, name = profile.gpu.sm, module.__name__
+    sm = profile.gpu.sm
     command = f"planish build BUNDLE --profile {profile.name} --module tensorrt"
     if explicit_targets(module):
         known = targets(module)

@@ -45,8 +45,11 @@ class TimingCache:
         data = b""
         with contextlib.suppress(OSError):
             data = self.path.read_bytes()
-        cache = config.create_timing_cache(data) or config.create_timing_cache(b"")
-        config.set_timing_cache(cache, False)
+        cache = config.create_timing_cache(data)
+        if cache is None or not config.set_timing_cache(cache, False):
+            empty = config.create_timing_cache(b"")
+            if empty is not None:
+                config.set_timing_cache(empty, False)
 
     def save_from(self, config: IBuilderConfig) -> str:
         """Writes what is known now, whole or not at all; the sha256 of it, which pins what the plan was made with.

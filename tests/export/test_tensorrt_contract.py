@@ -63,26 +63,34 @@ def interface(module: str, environment: dict[str, str]) -> tuple[str, frozenset[
 
 
 @pytest.fixture(scope="session")
-def releases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, frozenset[str]]:
-    """The interface of each release, by its version."""
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
+    """The environment in which each release can be imported, by its version."""
     machine = platform.machine()
     if sys.platform != "linux" or machine not in MACHINES:
         pytest.skip("the bindings are loaded on Linux only")
     found = {}
     for version in VERSIONS:
         tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
-        wheels = list(WHEELS.glob(f"tensorrt_cu1*_bindings-{version}-{tag}-*_{machine}.whl"))
-        if not wheels:
+        files = list(WHEELS.glob(f"tensorrt_cu1*_bindings-{version}-{tag}-*_{machine}.whl"))
+        if not files:
             pytest.fail(f"the bindings {version} for {tag} are missing in {WHEELS}; run `make data`")
         folder = tmp_path_factory.mktemp("bindings")
-        with zipfile.ZipFile(wheels[0]) as wheel:
+        with zipfile.ZipFile(files[0]) as wheel:
             wheel.extractall(folder)
         binary = (folder / "tensorrt_bindings" / "tensorrt.so").read_bytes()
         functions = sorted({name.decode() for name in FUNCTION.findall(binary.replace(b"\0", b"\0\0"))})
         for library in {name.decode() for name in LIBRARY.findall(binary)}:
             write_empty_library(folder / library, machine, functions)
-        at = {"PYTHONPATH": str(folder), "LD_LIBRARY_PATH": str(folder)}
-        told, found[version] = interface("tensorrt_bindings", at)
+        found[version] = {"PYTHONPATH": str(folder), "LD_LIBRARY_PATH": str(folder)}
+    return found
+
+
+@pytest.fixture(scope="session")
+def releases(wheels: dict[str, dict[str, str]]) -> dict[str, frozenset[str]]:
+    """The interface of each release, by its version."""
+    found = {}
+    for version, environment in wheels.items():
+        told, found[version] = interface("tensorrt_bindings", environment)
         assert told == version
     return found
 
@@ -141,3 +149,33 @@ def test_nothing_that_was_removed_is_used(releases: dict[str, frozenset[str]]) -
     assert {"EXPLICIT_BATCH", "FP16", "dynamic_range", "device_memory_size"} <= gone
     used = {f"{file}: {name}" for file, names in spelled().items() for name in names & gone}
     assert used == set()
+
+
+CHOICES = """
+import sys, tensorrt_bindings
+sys.modules["tensorrt"] = tensorrt_bindings
+from planish.errors import HostError
+from planish.export.tensorrt_module import choose, explicit_targets
+from planish.profiles import load
+from planish.runtime import BuiltOn
+assert not explicit_targets(tensorrt_bindings)
+orin = load("jetson-orin-nano-8gb")
+for device in (None, BuiltOn("NVIDIA GeForce RTX 4090", "8.9"), BuiltOn("Orin", "8.7")):
+    try:
+        found = choose(orin, device, "tensorrt")
+        print(found.engine_id(orin), found.device == device)
+    except HostError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_full_tensorrt_builds_on_the_profiles_device_only(version: str, wheels: dict[str, dict[str, str]]) -> None:
+    environment = {**os.environ, **wheels[version]}
+    done = subprocess.run([sys.executable, "-c", CHOICES], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    nothing, another, right = done.stdout.splitlines()
+    assert "got no NVIDIA GPU on this host; copy the bundle to the device" in nothing
+    assert "planish build BUNDLE --profile jetson-orin-nano-8gb --module tensorrt" in nothing
+    assert "got NVIDIA GeForce RTX 4090 with 8.9" in another
+    assert right == f"tensorrt-{version}-sm87-jetson-orin-nano-8gb True"
