@@ -219,7 +219,8 @@ def verdict(phase: Phase) -> str:
     share = phase.shares.get("int8", 0.0)
     if share == 0:
         can = "could pay" if phase.possible >= WORTH else "cannot pay"
-        return f"{phase.name}: no product is INT8; it {can}, about {phase.possible:.2f} times float16"
+        now = f" (as it is: {phase.gain:.2f})" if phase.gain >= WORTH else ""
+        return f"{phase.name}: no product is INT8; it {can}, about {phase.possible:.2f} times float16{now}"
     can = "can pay" if phase.gain >= WORTH else "cannot pay"
     return f"{phase.name}: it {can}, {share:.0%} of the multiply-adds, about {phase.gain:.2f} times float16"
 

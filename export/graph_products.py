@@ -13,7 +13,7 @@ from functools import cached_property
 
 import onnx_ir as ir
 
-from planish.export.lint_graph import LintGraph, attribute, name_of
+from planish.export.lint_graph import LintGraph, attribute
 
 __all__ = ["MOVES", "Attention", "Product", "Products", "Quantized", "reaches", "source"]
 
@@ -23,6 +23,8 @@ SCORING = frozenset({"Add", "Cast", "Clip", "Div", "Max", "Min", "Mul", "Sub", "
 """What may stand between an attention's scores and its softmax: scale, mask, cap, casts."""
 AFTER = frozenset({"Cast", "DequantizeLinear", "Dropout", "Mul", "QuantizeLinear", "Where"}) | MOVES
 DOMAINS = ("", "com.microsoft")
+WIDTHS = (9, 256)
+"""Narrowest and widest head with a fused kernel, SM 7.5 to 12.0."""
 HALVES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 EIGHT_BIT_FLOATS = frozenset({ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E5M2})
 
@@ -69,6 +71,8 @@ class Attention:
     inputs: dict[str, Quantized | None]
     dtypes: frozenset[ir.DataType | None]
     output_quantized: bool
+    scores_quantized: bool = False
+    width: int | None = None
 
     @property
     def quantized(self) -> list[str]:
@@ -80,14 +84,19 @@ class Attention:
         return any(given is not None and given.dtype in EIGHT_BIT_FLOATS for given in self.inputs.values())
 
     @property
+    def fits(self) -> bool:
+        """A head's width is one that fused kernels are made for; True if it is not known."""
+        return self.width is None or WIDTHS[0] <= self.width <= WIDTHS[1]
+
+    @property
     def fusible(self) -> bool:
         """TensorRT-RTX 1.7.1 makes one kernel of it."""
-        if not self.dtypes <= HALVES:
-            return False
         names = set(self.quantized)
+        if not self.fits:
+            return False
         if names == set(self.inputs):
-            return self.output_quantized and not self.fp8
-        return "p" not in names and not {"q", "k"} <= names
+            return self.output_quantized and not self.scores_quantized and not self.fp8
+        return self.dtypes <= HALVES and "p" not in names and not {"q", "k"} <= names
 
 
 def precision(dtype: ir.DataType | None) -> str:
@@ -183,7 +192,14 @@ class Products:
             return None
         first, second = self.of_node[scores], self.of_node[context]
         inputs = {"q": first.left, "k": first.right, "p": second.left, "v": second.right}
-        return Attention(softmax, (first, second), inputs, frozenset({first.dtype, second.dtype}), self.goes(context))
+        dtypes = frozenset({first.dtype, second.dtype})
+        output, between = self.quantizes(context), self.quantizes(scores)
+        return Attention(softmax, (first, second), inputs, dtypes, output, between, self.width(scores))
+
+    def width(self, node: ir.Node) -> int | None:
+        """The last axis of a node's first input: of queries, a head's width."""
+        shape = self.facts.shape(node.inputs[0])
+        return shape[-1] if shape else None
 
     def scores(self, value: ir.Value | None) -> ir.Node | None:
         """The product of two activations behind a softmax's input."""
@@ -204,16 +220,15 @@ class Products:
     def operator(self, node: ir.Node) -> Attention:
         """ONNX's Attention operator; its probabilities stay inside."""
         inputs = {name: self.quantized(node.inputs[at]) for at, name in enumerate("qkv")}
-        return Attention(node, (), inputs, frozenset({self.facts.dtype(node.inputs[0])}), False)
+        heads = attribute(node, "q_num_heads", 1)
+        width = self.width(node)
+        each = width // heads if width is not None and heads else None
+        return Attention(node, (), inputs, frozenset({self.facts.dtype(node.inputs[0])}), False, False, each)
 
-    def goes(self, context: ir.Node) -> bool:
-        """All that reads the attention's output quantizes it."""
-        users = [node for node, _ in reaches(context.outputs[0])]
+    def quantizes(self, product: ir.Node) -> bool:
+        """All that reads a product's output quantizes it."""
+        users = [node for node, _ in reaches(product.outputs[0])]
         return bool(users) and all(node.op_type == "QuantizeLinear" for node in users)
-
-    def described(self, one: Attention) -> str:
-        """An attention's name in messages."""
-        return f"attention at {name_of(one.node)}"
 
 
 def transposed_right(node: ir.Node) -> bool:

@@ -128,7 +128,10 @@ def version(text: str) -> Version:
 def spelled(dtype: ir.DataType | None) -> str:
     """A type as messages spell it.
 
-    >>> spelled(ir.DataType.FLOAT8E5M2)
-    'float8e5m2'
+    >>> spelled(ir.DataType.FLOAT8E5M2), spelled(ir.DataType.FLOAT)
+    ('float8e5m2', 'float32')
     """
-    return "an unknown type" if dtype is None else dtype.name.lower()
+    if dtype is None:
+        return "an unknown type"
+    names = {ir.DataType.FLOAT: "float32", ir.DataType.DOUBLE: "float64"}
+    return names.get(dtype) or str(dtype.name).lower()

@@ -29,7 +29,7 @@ def half_scales(subject: Subject) -> Iterator[Hit]:
 def half_attention(subject: Subject) -> Iterator[Hit]:
     for one in subject.products.attentions:
         wide = sorted(spelled(dtype) for dtype in one.dtypes if dtype in (SINGLE, ir.DataType.DOUBLE))
-        if wide:
+        if wide and not one.fusible:
             yield Hit(name_of(one.node), f"attention in {' and '.join(wide)}")
 
 
@@ -56,6 +56,12 @@ def fp8_attention(subject: Subject) -> Iterator[Hit]:
     for one in subject.products.attentions:
         if one.fp8:
             yield Hit(name_of(one.node), f"attention with {' '.join(one.quantized)} in float8")
+
+
+def head_width(subject: Subject) -> Iterator[Hit]:
+    for one in subject.products.attentions:
+        if not one.fits:
+            yield Hit(name_of(one.node), f"attention with heads {one.width} wide")
 
 
 def norm_in_fp32(subject: Subject) -> Iterator[Hit]:
@@ -155,6 +161,13 @@ RULES: dict[str, Rule] = {
         "TensorRT-RTX 1.7.1 fuses no float8 attention, whatever is around it (SM 8.9, measured)",
         "leave both products of attention out of the quantization",
         fp8_attention,
+    ),
+    "attention-head-width": Rule(
+        "warning",
+        "Attention's heads are 9 to 256 wide.",
+        "there is no fused kernel for other widths [TensorRT-RTX 1.7.1, SM 7.5 to 12.0, measured]",
+        "choose another number of heads; a model that is trained cannot be mended",
+        head_width,
     ),
     "norm-in-fp32": Rule(
         "error",

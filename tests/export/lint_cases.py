@@ -170,6 +170,15 @@ CASES = [
         "TensorRT-RTX rounds within the kernel that adds the bias: no gain, and less exact",
     ),
     Case(
+        "quantized-product-output",
+        "scores",
+        partial(attention, "qkpv", scores_quantized=True),
+        partial(attention, "qkpv"),
+        "slower",
+        "no fused attention",
+        fused,
+    ),
+    Case(
         "quantize-feeds-nothing",
         "float weight",
         partial(linear, float_weight, quantize=quantized),
@@ -256,6 +265,15 @@ CASES = [
     ),
     Case(
         "fp8-attention", "all", partial(attention, "qkpv", fp8=True), attention, "slower", "no fused attention", fused
+    ),
+    Case(
+        "attention-head-width",
+        "8",
+        partial(attention, width=8),
+        partial(attention, width=16),
+        "slower",
+        "no fused attention",
+        fused,
     ),
     Case(
         "norm-in-fp32",

@@ -5,17 +5,21 @@ Engines are built and their plans read; none is run.
 
 from __future__ import annotations
 
+from itertools import combinations, product
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 
 from planish import profiles
+from planish.export.graph_products import Products
 from planish.export.lint import RULES, Build, LintReport, lint_model
+from planish.export.lint_graph import LintGraph
 from planish.export.lint_rules_operators import UNSUPPORTED
 from tests.export.lint_cases import CASES, Case, plain
-from tests.export.tiny_graphs import Built, build
+from tests.export.tiny_graphs import Built, attention, build
 
 IDS = [f"{case.rule}-{case.name}" for case in CASES]
 
@@ -66,19 +70,14 @@ def test_every_rule_has_an_example() -> None:
 
 def test_the_verdict_on_attention_is_the_builders() -> None:
     """Every way to quantize the inputs of an attention: the linter says fused where the plan has a fused kernel."""
-    from itertools import combinations
-
-    from planish.export.graph_products import Products
-    from planish.export.lint_graph import LintGraph
-    from tests.export.tiny_graphs import attention
-
     said, built = {}, {}
-    for chosen in ("".join(names) for size in range(5) for names in combinations("qkpv", size)):
-        for linears in ("int8", "float"):
-            model = attention(chosen, linears=linears)
-            built[chosen, linears] = build(model).fused_attentions == 1
-            (one,) = Products(LintGraph(model, Path("tiny.onnx"))).attentions
-            said[chosen, linears] = one.fusible
+    inputs = ["".join(names) for size in range(5) for names in combinations("qkpv", size)]
+    for made in product(inputs, ("int8", "float"), (np.float16, np.float32)):
+        chosen, linears, floats = made
+        model = attention(chosen, linears=linears, floats=floats)
+        built[made] = build(model).fused_attentions == 1
+        (one,) = Products(LintGraph(model, Path("tiny.onnx"))).attentions
+        said[made] = one.fusible
     assert said == built
 
 

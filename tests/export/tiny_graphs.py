@@ -127,9 +127,11 @@ def attention(
     floats: Any = np.float16,
     output_quantized: bool = True,
     fp8: bool = False,
+    width: int = 32,
+    scores_quantized: bool = False,
 ) -> ir.Model:
     """One attention of 4 heads with its four projections; ``inputs``: which of q, k, p, v are quantized."""
-    tiny, heads, width = Tiny(), 4, 32
+    tiny, heads = Tiny(), 4
     size = heads * width
     dtype = HALF if floats == np.float16 else SINGLE
     x, mask = (
@@ -161,7 +163,8 @@ def attention(
         split(linear(x, "v"), [0, 2, 1, 3]),
     )
     q = tiny.op("Mul", q, tiny.const(np.asarray(width**-0.5, floats)))
-    scores = tiny.op("Add", tiny.op("MatMul", pair(q, "q"), pair(k, "k")), mask)
+    scores = tiny.op("MatMul", pair(q, "q"), pair(k, "k"))
+    scores = tiny.op("Add", quantized(tiny, scores, floats=floats) if scores_quantized else scores, mask)
     probabilities = tiny.op("Softmax", scores, axis=-1)
     context = tiny.op("MatMul", pair(probabilities, "p"), pair(v, "v"))
     merged = tiny.op("Reshape", tiny.op("Transpose", context, perm=[0, 2, 1, 3]), tiny.const(np.array([0, 0, size])))
