@@ -55,7 +55,12 @@ def build_plan(
     """
     module = chosen.module
     logger, log = shared_log(module)
-    builder = module.Builder(logger)
+    try:
+        builder = module.Builder(logger)
+    except (TypeError, RuntimeError) as error:  # what pybind11 makes of a builder that cannot be created
+        got = (log.errors() or [str(error)])[0]
+        fix = "see `planish doctor` for the driver and the device"
+        raise HostError(f"a {chosen.name} that works on this host", one_line(got), fix) from error
     network = builder.create_network(1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = module.OnnxParser(network, logger)
     parse(parser, onnx_path, log)

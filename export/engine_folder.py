@@ -36,6 +36,9 @@ def locked(bundle: Path) -> Iterator[None]:
         except BlockingIOError as error:
             fix = "wait until it is done"
             raise HostError(f"no other build in {bundle}", "one that is running", fix) from error
+        except OSError as error:  # a file system that knows no locks
+            got, fix = error.strerror or str(error), "copy the bundle to a local disk"
+            raise HostError(f"a lock on {bundle}", got, fix) from error
         yield
     finally:
         os.close(handle)

@@ -28,7 +28,7 @@ CALL = re.compile(rb'^  (\w+)=\{ name="?([^" ]+)"?(.*?)(?=^  \w+=\{ name=|^ labe
 INPUTS = re.compile(rb' input=\{((?:"[^"]*" )*)\}')
 ATTENTION = re.compile(r"_mha_|fmha|^_mha")
 LAYER = re.compile(rb"\[ONNX Layer: ([^\]]+)\]")
-INTEGERS = ("int8", "int4", "int4x2", "fp8", "fp8_e4m3")
+INTEGERS = ("int8", "int4", "fp8_e4m3")
 
 
 @dataclass(frozen=True)
@@ -115,12 +115,12 @@ def count(group: list[Program], products: Collection[str]) -> dict[str, Any]:
 
 
 def gemm_kind(program: Program, call: Call) -> str:
-    """The types a matrix product multiplies: ``int8 x int8``, ``half x int8`` (weight-only), ``half x half``.
+    """The types a matrix product multiplies: ``int8 x int8``, ``half x int4`` (weight-only), ``half x half``.
 
-    A weight-only product is one whose program first turns integers into floats.
+    A weight-only product is one whose program first turns what is stored into floats.
     """
     left, right = (*call.types, "?", "?")[:2]
     if left not in INTEGERS and right not in INTEGERS and program.fused:
-        stored = {one.types[0] for one in program.calls if one.kind == "cast" and one.types}
+        stored = {kind for one in program.calls if one.kind != call.kind for kind in one.types}
         right = next((kind for kind in INTEGERS if kind in stored), right)
     return f"{left} x {right}"

@@ -35,20 +35,39 @@ class Graph:
         return name
 
     def linear(self, x: str, name: str, width_in: int, width_out: int) -> str:
-        """``x @ weight + bias``: as ``int8`` with a static scale, ``int8-weight``, or plain ``fp16``."""
+        """``x @ weight + bias``: ``int8`` or ``fp8`` with a static input scale, ``int8-weight``, ``int4-weight``, or
+        plain ``fp16``."""
         weight = self.draw.normal(0, width_in**-0.5, (width_out, width_in))
-        if self.linear_as == "fp16":
-            table = self.constant(f"{name}.weight", weight)
-        else:
-            scale = (np.abs(weight).max(1) / 127.5).astype(np.float16)
-            integers = np.clip(np.round(weight / scale[:, None]), -128, 127)
-            stored, scales = self.constant(f"{name}.weight", integers, "int8"), self.constant(f"{name}.scale", scale)
-            table = self.op("DequantizeLinear", stored, scales, axis=0)
-        if self.linear_as == "int8":
+        if self.linear_as in ("int8", "fp8"):
+            kind = TensorProto.INT8 if self.linear_as == "int8" else TensorProto.FLOAT8E4M3FN
             step = self.constant(f"{name}.input_scale", 0.03)
-            x = self.op("DequantizeLinear", self.op("QuantizeLinear", x, step, output_dtype=TensorProto.INT8), step)
-        y = self.op("MatMul", x, self.op("Transpose", table, perm=[1, 0]))
+            x = self.op("DequantizeLinear", self.op("QuantizeLinear", x, step, output_dtype=kind), step)
+        y = self.op("MatMul", x, self.weight(f"{name}.weight", weight))
         return self.op("Add", y, self.constant(f"{name}.bias", self.draw.normal(0, 0.1, width_out)))
+
+    def weight(self, name: str, weight: np.ndarray) -> str:
+        """A weight ``[out, in]`` as the right side of a product."""
+        if self.linear_as == "int4-weight":
+            return self.int4(name, weight)
+        table = self.constant(name, weight)
+        if self.linear_as != "fp16":
+            limit, kind = (448, TensorProto.FLOAT8E4M3FN) if self.linear_as == "fp8" else (127.5, TensorProto.INT8)
+            scale = (np.abs(weight).max(1) / limit).astype(np.float16)
+            numbers = weight / scale[:, None]
+            if kind == TensorProto.INT8:
+                numbers = np.clip(np.round(numbers), -128, 127)
+            stored = helper.make_tensor(name, kind, weight.shape, numbers.ravel().tolist())
+            self.weights[name] = stored
+            table = self.op("DequantizeLinear", name, self.constant(f"{name}.scale", scale), axis=0)
+        return self.op("Transpose", table, perm=[1, 0])
+
+    def int4(self, name: str, weight: np.ndarray) -> str:
+        """In blocks of 32 along the inputs, stored ``[in, out]``."""
+        blocks = weight.T.reshape(-1, 32, weight.shape[0])
+        scale = (np.abs(blocks).max(1) / 7).astype(np.float16)
+        integers = np.clip(np.round(blocks / scale[:, None]), -8, 7).astype(int)
+        self.weights[name] = helper.make_tensor(name, TensorProto.INT4, weight.T.shape, integers.ravel().tolist())
+        return self.op("DequantizeLinear", name, self.constant(f"{name}.scale", scale), axis=0, block_size=32)
 
     def norm(self, x: str, name: str) -> str:
         """LayerNormalization in float32 between two casts."""

@@ -18,12 +18,17 @@ from tests.export.engine_bundles import make_bundle, make_profile
 from tests.export.engine_graphs import LAYERS
 
 LINEARS = 6 * LAYERS
-GEMMS = {"int8": "int8 x int8", "int8-weight": "half x int8", "fp16": "half x half"}
+GEMMS = {
+    "int8": "int8 x int8",
+    "int8-weight": "half x int8",
+    "int4-weight": "half x int4",
+    "fp8": "fp8_e4m3 x fp8_e4m3",
+    "fp16": "half x half",
+}
+BUILDS = [(sm, linear) for sm in ("8.6", "8.9", "12.0") for linear in GEMMS if (sm, linear) != ("8.6", "fp8")]
 
 
-@pytest.mark.parametrize(
-    ("sm", "linear"), [("8.6", "int8"), ("8.9", "int8"), ("12.0", "int8"), ("8.6", "fp16"), ("12.0", "int8-weight")]
-)
+@pytest.mark.parametrize(("sm", "linear"), BUILDS)
 def test_an_encoder_is_built_fused_and_named_in_the_manifest(tmp_path: Path, sm: str, linear: str) -> None:
     bundle = make_bundle(tmp_path / "bundle", linear=linear)
     before = runtime.read_manifest(bundle)
