@@ -110,15 +110,13 @@ def _build_qdq(
 
 def _measure(source: _Source, folder: Path, opset: int, progress: Progress | None = None) -> ValueRanges:
     d = source.dimensions
-    if progress is not None:
-        progress("ranges", 0, 1)
     with EmitGraph(folder, opset=opset) as graph:
         blocks = QdqBlocks(graph, source.reader, d, progress=lambda done: None, ranges=None)
         blocks.declare_outputs(source.family.emit(blocks))
         names = watch(blocks)
         graph.save()
     rows, text = calibration_rows(source.reader.directory, d.vocab, d.max_length)
-    return ValueRanges(measure_values(folder / "model.onnx", names, rows, d), text)
+    return ValueRanges(measure_values(folder / "model.onnx", names, rows, d, progress), text)
 
 
 def _finish(source: _Source, blocks: Blocks, *, compute: str) -> Built:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from planish.export.emit_blocks import Dimensions
 from planish.export.emit_qdq_blocks import QdqBlocks
 from planish.export.emit_qdq_floats import LIMIT
+from planish.export.graph import Progress
 from planish.runtime.text import load_tokenizer
 
 __all__ = ["ValueRanges", "calibration_rows", "measure_values", "watch"]
@@ -58,14 +59,18 @@ def watch(blocks: QdqBlocks) -> list[str]:
     return names
 
 
-def measure_values(path: Path, names: Sequence[str], rows: NDArray[np.int64], d: Dimensions) -> dict[str, float]:
+def measure_values(
+    path: Path, names: Sequence[str], rows: NDArray[np.int64], d: Dimensions, progress: Progress | None = None
+) -> dict[str, float]:
     """Largest magnitudes on ``rows`` in the graph at ``path``, whose outputs :func:`watch` declared."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     outputs = [f"range.{index}" for index in range(len(names))]
     found: dict[str, float] = {}
-    for row in rows:
+    for index, row in enumerate(rows):
+        if progress is not None:
+            progress("ranges", index, len(rows))
         seen = session.run(outputs, _inputs(row[None], d))
         for name, value in zip(names, seen, strict=True):
             found[name] = float(np.fmax(found.get(name, 0.0), np.nan_to_num(float(value), nan=np.inf)))
