@@ -41,12 +41,14 @@ def batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
-def pad(pieces: Sequence[Piece], pad_token_id: int, typed: bool = True) -> dict[str, NDArray[np.int64]]:
-    """``input_ids``, ``attention_mask`` and ``token_type_ids`` (0 unless ``typed``), int64 [pieces, longest].
+def pad(
+    pieces: Sequence[Piece], pad_token_id: int, typed: bool = True, length: int | None = None
+) -> dict[str, NDArray[np.int64]]:
+    """``input_ids``, ``attention_mask`` and ``token_type_ids`` (0 unless ``typed``), int64 [pieces, length].
 
-    Padded on the right.
+    Padded on the right, to the longest piece unless ``length`` says more.
     """
-    shape = (len(pieces), max(len(piece) for piece in pieces))
+    shape = (len(pieces), length or max(len(piece) for piece in pieces))
     ids = np.full(shape, pad_token_id, dtype=np.int64)
     mask = np.zeros(shape, dtype=np.int64)
     types = np.zeros(shape, dtype=np.int64)
@@ -96,7 +98,9 @@ class Forward:
                 yield from waiting.popleft().result()
 
     def _rows(self, batch: Sequence[int], pieces: Sequence[Piece]) -> list[Row]:
-        inputs = pad([pieces[index] for index in batch], self.pad_token_id, self.typed)
+        chosen = [pieces[index] for index in batch]
+        length = self.engine.padded(max(len(piece) for piece in chosen))
+        inputs = pad(chosen, self.pad_token_id, self.typed, length)
         names = self.engine.input_names
         outputs = self.engine.run({name: array for name, array in inputs.items() if name in names})
         for name, array in outputs.items():

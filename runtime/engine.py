@@ -47,6 +47,10 @@ class Engine:
             raise HostError("the engine to run these inputs", _first_line(error), "try a smaller batch") from error
         return dict(zip(self.output_names, values, strict=True))
 
+    def padded(self, length: int) -> int:
+        """To how many tokens a batch of this length is padded: no more than it needs."""
+        return length
+
     def close(self) -> None:
         """Nothing to do: the session frees itself when nobody uses it any more."""
 

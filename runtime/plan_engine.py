@@ -31,6 +31,11 @@ __all__ = ["PlanEngine", "Split"]
 
 Arrays = Mapping[str, NDArray[Any]]
 
+LENGTH_STEP = 16
+"""Tokens. Tensor cores work on tiles of this size, so the padding costs next to nothing."""
+STAGED = 32 << 20
+"""Bytes up to which an output comes back through pinned memory, which is kept; a larger one takes CUDA's own way."""
+
 
 @dataclass(frozen=True)
 class Split:
@@ -87,6 +92,16 @@ class PlanEngine:
     def max_rows(self) -> int:
         """The largest batch any optimization profile takes."""
         return max(ranges["input_ids"].max[0] for ranges in self.open().profiles)
+
+    def padded(self, length: int) -> int:
+        """To how many tokens a batch of this length is padded: whole steps, so that shapes, and their graphs, repeat.
+
+        A length that no optimization profile takes stays as it is, and is refused by its own number.
+        """
+        sizes = [(ranges["input_ids"].min[1], ranges["input_ids"].max[1]) for ranges in self.open().profiles]
+        least, most = min(low for low, _ in sizes), min(max(high for _, high in sizes), self.limits.max_length)
+        wanted = max(-(-length // LENGTH_STEP) * LENGTH_STEP, least)
+        return min(wanted, most) if length <= most else length
 
     def open(self) -> Plan:
         """The plan, while it is open."""
@@ -163,7 +178,7 @@ class PlanEngine:
         staged = {name: self._fetch(plan.ports[name], outputs[name], found[name]) for name in own}
         self._mark(3)
         self.cuda.synchronize(self.stream)
-        return {name: array.copy() for name, array in staged.items()}
+        return {name: array if array.flags.owndata else array.copy() for name, array in staged.items()}
 
     def _execute(
         self,
@@ -206,6 +221,10 @@ class PlanEngine:
         if port.on_host:
             return array_at(address, shape, port.dtype)
         nbytes = _nbytes(shape, port.dtype)
+        if nbytes > STAGED:
+            array = np.empty(shape, port.dtype)
+            self.cuda.copy(array.ctypes.data, address, nbytes, self.stream)
+            return array
         staging = self._pinned.address(f"{port.name}.staging", nbytes)
         self.cuda.copy(staging, address, nbytes, self.stream)
         return array_at(staging, shape, port.dtype)

@@ -25,6 +25,7 @@ NAMES = {
     NOT_CAPTURABLE: ("cudaErrorStreamCaptureUnsupported", "operation not permitted when stream is capturing"),
 }
 POISON = 0xA5  # what fresh memory holds
+ALIGNMENT = 256
 
 
 class FakeCudart:
@@ -40,6 +41,7 @@ class FakeCudart:
         self.graphs: dict[int, tuple[list[Callable[[], None]], str]] = {}
         self.events: set[int] = set()
         self.pending_error = 0
+        self.plain_from = 32 << 20
         self._failures: dict[str, tuple[int, int]] = {}
         self._handles = itertools.count(0x1000, 0x10)
 
@@ -115,9 +117,10 @@ class FakeCudart:
     def _allocate(self, address: Any, nbytes: int, kind: str) -> int:
         if nbytes < 1:
             return INVALID
-        memory = ctypes.create_string_buffer(bytes([POISON]) * nbytes, nbytes + 1)
-        address._obj.value = ctypes.addressof(memory)
-        self.blocks[ctypes.addressof(memory)] = (memory, nbytes, kind)
+        memory = ctypes.create_string_buffer(bytes([POISON]) * (nbytes + ALIGNMENT), nbytes + ALIGNMENT + 1)
+        start = -(-ctypes.addressof(memory) // ALIGNMENT) * ALIGNMENT
+        address._obj.value = start
+        self.blocks[start] = (memory, nbytes, kind)
         return 0
 
     def cudaFree(self, address: int) -> int:
@@ -135,7 +138,8 @@ class FakeCudart:
         return 0
 
     def cudaMemcpyAsync(self, target: int, source: int, nbytes: int, kind: int, stream: int) -> int:
-        if not (self.within(target, nbytes) and self.within(source, nbytes)):
+        plain = nbytes >= self.plain_from  # so large a copy may come out in memory CUDA does not know
+        if not (self.within(target, nbytes) or plain) or not self.within(source, nbytes):
             return INVALID
         return self.enqueue(stream, lambda: ctypes.memmove(target, source, nbytes) and None)
 

@@ -251,6 +251,39 @@ def test_where_the_time_goes(model: Model, cuda: FakeCudart) -> None:
     assert cuda.live["event"] == 4  # made once
 
 
+def test_texts_are_padded_to_whole_steps(model: Model, cuda: FakeCudart) -> None:
+    """Texts of 3 to 16 tokens have one shape: it is recorded once and launched for all others."""
+    engine = model._open()
+    assert [engine.padded(length) for length in (1, 16, 17, 32, 33)] == [16, 16, 32, 32, 33]
+    for words in range(1, 9):
+        model.embed("sea " * words)
+    assert cuda.calls["cudaStreamBeginCapture"] == 1
+    assert cuda.calls["cudaGraphLaunch"] >= 5
+
+
+def test_texts_shorter_than_the_engines_least(embedder: Any, tmp_path: Path, module: Any) -> None:
+    bundle = encoder_bundle(embedder.path, tmp_path / "bundle")
+    small = dict.fromkeys(("input_ids", "attention_mask"), ((1, 4), (1, 16), (4, 48)))
+    large = dict.fromkeys(("input_ids", "attention_mask"), ((1, 20), (1, 32), (4, 48)))
+    add_fake_engine(bundle, [large, small])
+    with load(bundle) as model, load(bundle, "cpu") as other:
+        np.testing.assert_allclose(model.embed(TEXTS), other.embed(TEXTS), atol=1e-6)
+
+
+def test_large_outputs_do_not_stay_in_pinned_memory(
+    bundle: Path, module: Any, cuda: FakeCudart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("planish.runtime.plan_engine.STAGED", 1000)
+    cuda.plain_from = 1001
+    with load(bundle) as model, load(bundle, "cpu") as other:
+        for seed in range(4):
+            got, wanted = model.run(batch(4, 32, seed)), other.run(batch(4, 32, seed))
+            np.testing.assert_array_equal(got["last_hidden_state"], wanted["last_hidden_state"])
+        pinned = sum(size for _, size, kind in cuda.blocks.values() if kind == "pinned")
+        assert pinned < 2 * 4 * 32 * 8 + got["last_hidden_state"].nbytes  # inputs, and what was small
+    assert not cuda.live
+
+
 def test_threads_share_a_model(model: Model, bundle: Path) -> None:
     with load(bundle, "cpu") as other, ThreadPoolExecutor(6) as pool:
         inputs = [batch(1 + seed % 4, 1 + seed, seed) for seed in range(30)]
