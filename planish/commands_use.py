@@ -66,6 +66,8 @@ def run(
     with runtime.load(bundle, device=device, dialect=dialect, threads=threads) as model:
         task = model.manifest.task
         refuse_unused(task, options)
+        for line in () if model.engine_id else model.passed_over:
+            print(f"planish: runs in ONNX Runtime; the engine {line}", file=sys.stderr)
         if task == "text-generation" and len(texts) == 1 and not as_json:
             stream_out(model, texts[0], options)
             return

@@ -16,6 +16,8 @@ __all__ = ["CPU", "CUDA", "Device", "Placement", "parse_device", "place", "place
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 NUMBERED = ("cuda", "tensorrt")
+MEANT = {"gpu": "cuda", "nvidia": "cuda", "trt": "tensorrt", "intel": "openvino", "host": "cpu"}
+"""What people type, and the word for it here."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,9 @@ def parse_device(device: Any) -> Device:
     words = ("auto", "cpu", *NUMBERED, *sorted({*plugins.KNOWN, *plugins.installed_plugins()}))
     match = re.fullmatch(r"([a-z0-9-]+)(?::(\d{1,3}))?", str(device))
     if match is None or match[1] not in words or (match[2] is not None and match[1] in ("auto", "cpu")):
-        raise RequestError(
-            "device auto, cpu, cuda or cuda:N, or tensorrt or tensorrt:N", repr(device), nearest(str(device), words)
-        )
+        asked = str(device).split(":")[0]
+        fix = f"did you mean {MEANT[asked]!r}?" if asked in MEANT else nearest(asked, words)
+        raise RequestError("device auto, cpu, cuda, tensorrt (both also :N) or a plugin's", repr(device), fix)
     return Device(match[1], None if match[2] is None else int(match[2]))
 
 

@@ -210,6 +210,23 @@ def test_an_error_of_tensorrt_carries_its_log(model: Model, cuda: FakeCudart, mo
     assert "a warning nobody wants" not in str(caught.value)
 
 
+def test_an_interrupt_in_the_middle_leaves_a_model_that_answers(
+    model: Model, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(self: Any, stream: int) -> bool:
+        raise KeyboardInterrupt
+
+    with load(bundle, "cpu") as other:
+        for number in range(5):
+            with monkeypatch.context() as patch:
+                patch.setattr(fake_tensorrt.Context, "execute_async_v3", interrupted)
+                if number < 2:  # from then on its graph is launched, which executes nothing
+                    with pytest.raises(KeyboardInterrupt):
+                        model.run(batch(4, 32))
+            got, wanted = model.run(batch(4, 32)), other.run(batch(4, 32))
+            np.testing.assert_array_equal(got["last_hidden_state"], wanted["last_hidden_state"])
+
+
 def test_two_profiles_and_the_tighter_one(embedder: Any, tmp_path: Path, module: Any, cuda: FakeCudart) -> None:
     bundle = encoder_bundle(embedder.path, tmp_path / "bundle")
     small = dict.fromkeys(("input_ids", "attention_mask"), ((1, 1), (1, 8), (1, 8)))

@@ -96,8 +96,9 @@ def test_plugins_that_are_not_there(embedder: Any, monkeypatch: pytest.MonkeyPat
     if "OpenVINOExecutionProvider" not in onnxruntime.get_available_providers():
         with pytest.raises(HostError, match=message):
             load(embedder.path, "openvino")
-    with pytest.raises(RequestError, match="did you mean 'openvino'"):
-        load(embedder.path, "openvin")
+    for asked, meant in (("openvin", "openvino"), ("gpu", "cuda"), ("trt:1", "tensorrt"), ("tensorr", "tensorrt")):
+        with pytest.raises(RequestError, match=f"did you mean '{meant}'"):
+            load(embedder.path, asked)
 
 
 def test_a_provider_inside_onnxruntime_needs_no_package() -> None:
