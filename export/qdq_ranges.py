@@ -17,6 +17,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from planish.errors import CheckpointError
 from planish.export.emit_blocks import Dimensions
 from planish.export.emit_qdq_blocks import QdqBlocks
 from planish.export.emit_qdq_floats import LIMIT
@@ -62,7 +63,10 @@ def watch(blocks: QdqBlocks) -> list[str]:
 def measure_values(
     path: Path, names: Sequence[str], rows: NDArray[np.int64], d: Dimensions, progress: Progress | None = None
 ) -> dict[str, float]:
-    """Largest magnitudes on ``rows`` in the graph at ``path``, whose outputs :func:`watch` declared."""
+    """Largest magnitudes on ``rows`` in the graph at ``path``, whose outputs :func:`watch` declared.
+
+    Raises ``CheckpointError`` if one is infinite or no number.
+    """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -73,7 +77,13 @@ def measure_values(
             progress("ranges", index, len(rows))
         seen = session.run(outputs, _inputs(row[None], d))
         for name, value in zip(names, seen, strict=True):
-            found[name] = float(np.fmax(found.get(name, 0.0), np.nan_to_num(float(value), nan=np.inf)))
+            if not np.isfinite(value):
+                raise CheckpointError(
+                    "a model whose values stay finite on text",
+                    f"{value} in {name}",
+                    "check the checkpoint: its float32 model computes no numbers either",
+                )
+            found[name] = max(found.get(name, 0.0), float(value))
     return found
 
 

@@ -12,10 +12,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from planish import profiles
 from planish.errors import CheckpointError
 from planish.export.decoder import build_decoder, measure_decoder
 from planish.export.emit_qdq_floats import LARGEST, LIMIT
 from planish.export.graph import Built
+from planish.export.lint import lint_model
 from planish.export.parity import open_session
 from planish.export.qdq_ranges import ValueRanges
 from tests.export.small_decoders import VOCABULARY, compressed, quantized, random_decoder
@@ -107,6 +109,24 @@ def test_strongly_typed_standard_operators(family: str, kind: str, tmp_path: Pat
     assert products
     assert {node.outputs[0].dtype for node in products} == {ir.DataType.FLOAT16}
     assert {node.inputs[0].dtype for node in typed if node.op_type == "ReduceMean"} <= {ir.DataType.FLOAT}
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "rules"),
+    [
+        ("llama", "int8", set()),
+        ("llama", "int8 g32", {"int8-block-slow"}),
+        ("llama", "int4 g32", set()),
+        ("gpt2", "int8", set()),
+        ("neox", "int4 g32", set()),
+    ],
+)
+def test_the_linter_agrees(family: str, kind: str, rules: set[str], tmp_path: Path) -> None:
+    checkpoint = quantized(random_decoder(family, tmp_path / "float"), tmp_path / "q", **KINDS[kind])
+    built = build_decoder(checkpoint, tmp_path / "qdq", dialect="qdq")
+    told = lint_model(built.folder / built.files[0], profiles.load("rtx-4090"))
+    assert {finding.rule for finding in told.findings} == rules
+    assert (told.audit.attentions, told.audit.fusible) == (2, 2)
 
 
 def test_a_tied_table_is_one_initializer(built: Built, llama: Path) -> None:
@@ -246,6 +266,12 @@ def test_keys_beyond_float16_are_refused(llama: Path, tmp_path: Path) -> None:
 def test_weights_beyond_float16_are_refused(tmp_path: Path) -> None:
     checkpoint = loud(random_decoder("llama", tmp_path / "float"), 1e9)
     with pytest.raises(CheckpointError, match=r"down_proj\.weight within float16's range"):
+        build_decoder(checkpoint, tmp_path / "qdq", dialect="qdq")
+
+
+def test_a_model_that_overflows_float32_is_refused(tmp_path: Path) -> None:
+    checkpoint = loud(random_decoder("llama", tmp_path / "float"), 1e38)
+    with pytest.raises(CheckpointError, match="values stay finite on text"):
         build_decoder(checkpoint, tmp_path / "qdq", dialect="qdq")
 
 

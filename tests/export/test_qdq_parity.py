@@ -14,7 +14,7 @@ from planish.export.decoder import build_decoder
 from planish.export.graph import Built
 from planish.export.qdq_parity import check_decoder_qdq
 from planish.export.reference import load_reference
-from tests.export.small_decoders import FAMILIES, VOCABULARY, quantized, random_decoder
+from tests.export.small_decoders import FAMILIES, VOCABULARY, compressed, quantized, random_decoder
 
 # compressed-tensors compiles a function with torch.jit when it is imported
 
@@ -51,6 +51,25 @@ def test_quantized_decoder(family: str, settings: dict[str, Any], tmp_path: Path
     report = check(quantized(source, tmp_path / "q", **settings), tmp_path / "onnx")
     assert report["max_abs_error"] < 5e-5
     assert report["golden_drift"] < 0.01
+
+
+def test_parts_stored_differently(tmp_path: Path) -> None:
+    """Query in 8 bits, key in 4, value in float; a table with scales in groups."""
+    source = random_decoder("qwen2", tmp_path / "float")
+    common = {"pass": "weight-only", "symmetric": True, "method": "round"}
+    four = {**common, "bits": 4, "group_size": 32, "include": ["*.k_proj", "*.mlp.*"]}
+    eight = {**common, "bits": 8, "group_size": None, "include": ["*.q_proj"]}
+    table = {"pass": "int8-embedding", "group_size": 32}
+    assert (
+        check(compressed(source, tmp_path / "mixed", [four, eight, table]), tmp_path / "onnx")["max_abs_error"] < 5e-5
+    )
+
+
+@pytest.mark.parametrize("kind", ["relu", "gelu", "gelu_pytorch_tanh", "quick_gelu"])
+def test_activations(kind: str, tmp_path: Path) -> None:
+    """1.702, of quick_gelu, is rounded to float16 in the graph, not in torch."""
+    report = check(random_decoder("llama", tmp_path / "float", hidden_act=kind), tmp_path / "onnx")
+    assert report["max_abs_error"] < (2e-3 if kind == "quick_gelu" else 5e-5)
 
 
 def test_a_head_that_only_equals_the_table(tmp_path: Path) -> None:
