@@ -7,18 +7,17 @@ Only matrix products are counted (MatMul, Gemm, attention); products whose shape
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
+from planish.export.audit_islands import fp32_regions, idle_pairs, is_float_cast, residual_adds
 from planish.export.audit_work import Rates, Work, rates_of, work_of
-from planish.export.graph_products import MOVES, Products
-from planish.export.lint_graph import FLOATS, LintGraph, attribute, name_of
+from planish.export.graph_products import Products
+from planish.export.lint_graph import LintGraph, name_of
 from planish.export.lint_rule import Subject
-from planish.export.lint_rules_quantizers import feeds
 from planish.profiles.schema import Profile, Shapes
 
 __all__ = ["Audit", "Phase", "audit", "sizes_at"]
@@ -39,9 +38,7 @@ KINDS = (
     "unknown",
 )
 BATCHED = frozenset({"input_ids", "attention_mask", "token_type_ids", "position_ids", "logits_index"})
-THROUGH = MOVES | {"Add", "Cast", "DequantizeLinear", "Mul", "QuantizeLinear"}
 WORTH = 1.1  # a smaller gain drowns in what is not counted
-SOFT = frozenset({"Attention", "Gemm", "MatMul"})
 
 
 @dataclass(frozen=True)
@@ -169,7 +166,7 @@ def audit(path: Path, subject: Subject, max_length: int | None = None) -> Audit:
         facts = LintGraph(subject.facts.model, path, bound(subject.facts, *sizes))
         phases.append(phase_of(name, sizes, Products(facts), rates))
     products, facts = subject.products, subject.facts
-    residuals = list(residual_adds(facts, products))
+    residuals = list(residual_adds(facts))
     return Audit(
         tuple(phases),
         len(products.attentions),
@@ -223,70 +220,3 @@ def verdict(phase: Phase) -> str:
         return f"{phase.name}: no product is INT8; it {can}, about {phase.possible:.2f} times float16{now}"
     can = "can pay" if phase.gain >= WORTH else "cannot pay"
     return f"{phase.name}: it {can}, {share:.0%} of the multiply-adds, about {phase.gain:.2f} times float16"
-
-
-def is_float_cast(facts: LintGraph, node: ir.Node) -> bool:
-    return facts.dtype(node.inputs[0]) in FLOATS and ir.DataType(attribute(node, "to", 0)) in FLOATS
-
-
-def idle_pairs(subject: Subject) -> Iterator[ir.Node]:
-    """Q/DQ pairs on activations from which no 8-bit product comes."""
-    for node in subject.facts.named("QuantizeLinear"):
-        if subject.facts.constant(node.inputs[0]) is None and not any(feeds(subject, node)):
-            yield node
-
-
-def fp32_regions(facts: LintGraph) -> list[list[ir.Node]]:
-    """Connected float32 nodes between casts, if floats elsewhere are 16 bits wide; largest first."""
-    wide = {node for node in facts.nodes if node.op_type not in ("Cast", "Constant") and computes_fp32(facts, node)}
-    halves = (facts.dtype(output) for node in facts.nodes for output in node.outputs)
-    if not any(dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16) for dtype in halves):
-        return []
-    regions = []
-    while wide:
-        region, queue = [], [wide.pop()]
-        while queue:
-            node = queue.pop()
-            region.append(node)
-            near = [value.producer() for value in node.inputs if value is not None]
-            near += [user for output in node.outputs for user, _ in output.uses()]
-            fresh = {other for other in near if other in wide}
-            wide -= fresh
-            queue += [other for other in fresh if other is not None]
-        regions.append(region)
-    return sorted(regions, key=lambda region: (-len(region), name_of(region[0])))
-
-
-def computes_fp32(facts: LintGraph, node: ir.Node) -> bool:
-    return any(facts.dtype(output) == ir.DataType.FLOAT for output in node.outputs)
-
-
-def residual_adds(facts: LintGraph, products: Products) -> Iterator[bool]:
-    """Each residual sum of a layer's output and what the layer began with; True if what it began with is quantized."""
-    for node in facts.named("Add"):
-        sides = [value for value in node.inputs if value is not None]
-        if len(sides) == 2 and all(facts.constant(value) is None for value in sides):
-            shapes = [facts.shape(value) for value in sides]
-            if shapes[0] is not None and shapes[0] == shapes[1] and any(from_product(facts, side) for side in sides):
-                yield any(dequantized(side) for side in sides)
-
-
-def dequantized(value: ir.Value) -> bool:
-    producer = value.producer()
-    return producer is not None and producer.op_type == "DequantizeLinear"
-
-
-def from_product(facts: LintGraph, value: ir.Value) -> bool:
-    """A product's output, its bias added."""
-    seen = 0
-    queue = [value]
-    while queue and seen < 16:
-        seen += 1
-        node = queue.pop().producer()
-        if node is None:
-            continue
-        if node.op_type in SOFT:
-            return True
-        if node.op_type in THROUGH:
-            queue += [given for given in node.inputs if given is not None and facts.constant(given) is None]
-    return False

@@ -122,6 +122,18 @@ def test_residuals(quantize: bool, tmp_path: Path) -> None:
     assert (told.residuals, told.unquantized_residuals) == (1, int(not quantize))
 
 
+def test_sums_that_are_no_residuals(tmp_path: Path) -> None:
+    """Rotary positions add two products of one query; a bias is a constant; two tables are no layer."""
+    tiny = Tiny()
+    x = tiny.x()
+    query = tiny.op("Add", tiny.op("MatMul", x, tiny.floats(64, 64)), tiny.half(np.ones(64)))
+    turned = tiny.op(
+        "Add", tiny.op("Mul", query, tiny.half(np.ones(64))), tiny.op("Mul", query, tiny.half(np.ones(64)))
+    )
+    assert audited(tiny.model(turned), tmp_path).residuals == 0
+    assert audited(attention(), tmp_path).residuals == 1
+
+
 def device(half: float, int8: float, bandwidth: float) -> Profile:
     """A GPU with these 10^12 operations and 10^9 bytes a second."""
     base = profiles.load("rtx-4090")

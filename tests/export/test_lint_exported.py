@@ -36,6 +36,9 @@ def test_decoders(family: str, kind: str, tmp_path: Path) -> None:
     told = lint_model(built.folder / built.files[0], profiles.load("rtx-4090"), max_length=96)
     assert told.broken == [], told.lines()
     assert (told.audit.fusible, told.audit.attentions) == (LAYERS, LAYERS)
+    assert told.audit.residuals == (LAYERS if family == "neox" else 2 * LAYERS), (
+        "one where both halves run side by side"
+    )
     prefill, decode = told.audit.phases
     for phase in (prefill, decode):
         assert phase.unknown == ()
