@@ -39,6 +39,9 @@ DISABLED_OPTIMIZERS = ("SkipLayerNormFusion", "BiasGeluFusion")
 TWIN = "twin.onnx"
 """The float32 graph a float16 one was made from; it stays out of the bundle."""
 
+QDQ_SESSION = {"session.qdq_matmulnbits_accuracy_level": "1"}
+"""ONNX Runtime would round the inputs of weight-only layers to 8 bits; it is the checker here."""
+
 EXTERNAL_ABOVE = 1_500_000_000
 """Bytes of weights above which they leave the model file; a protobuf ends at 2 GiB."""
 
@@ -111,7 +114,8 @@ def _lower_qdq(model: ir.Model, traced: Traced, scratch: Path, texts: Sequence[A
     casts = to_half(model, ranges.wide)
     words = precision | {"compute": "fp16 + fp32" if ranges.wide else "fp16"}
     words |= {role: kind.replace("fp32", "fp16") for role, kind in precision.items() if role != "compute"}
-    return words, {"audit": {"ranges": ranges.to_json(), "casts": casts}, "disabled_optimizers": DISABLED_OPTIMIZERS}
+    audit = {"ranges": ranges.to_json(), "casts": casts}
+    return words, {"audit": audit, "disabled_optimizers": DISABLED_OPTIMIZERS, "session": QDQ_SESSION}
 
 
 def input_names(model: Any) -> tuple[str, ...]:

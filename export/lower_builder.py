@@ -64,7 +64,7 @@ class Builder:
 
     def weight(self, name: str, array: Array) -> ir.Value:
         """An initializer named ``name``."""
-        tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+        tensor = ir.tensor(np.asarray(array, order="C"), name=name)  # ascontiguousarray gives a number an axis
         value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape))
         self.graph.register_initializer(value)
         return value

@@ -26,6 +26,8 @@ __all__ = ["LIMIT", "Ranges", "measure_ranges"]
 LIMIT = LARGEST / 4
 """Values that reached this on the texts stay float32: other texts may reach further."""
 
+_FLOAT_MAX = 3.4e38  # stands for infinity, which JSON cannot write
+
 _NORMS = ("LayerNormalization", "ReduceMean", "Softmax")
 """Operators whose inputs are always named in the report, for they overflow first."""
 
@@ -43,7 +45,8 @@ class Ranges:
 
     def to_json(self) -> dict[str, Any]:
         """For the manifest: the limit, what reads of norms and softmax, and what stays float32."""
-        named = {name: float(f"{self.largest[name]:.3g}") for name in (*self.reported, *self.wide)}
+        finite = {name: float(np.nan_to_num(self.largest[name], nan=np.inf)) for name in (*self.reported, *self.wide)}
+        named = {name: float(f"{min(seen, _FLOAT_MAX):.3g}") for name, seen in finite.items()}
         return {"limit": LIMIT, "largest": named, "fp32": list(self.wide)}
 
 

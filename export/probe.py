@@ -57,11 +57,20 @@ def graph_integers(path: Path) -> dict[str, NDArray[Any]]:
     for name, value in ir.load(path).graph.initializers.items():
         if name.endswith(SUFFIX) and value.const_value is not None:
             array = _signed(value.const_value.numpy())
-            is_table = any(node.op_type.startswith("Gather") for node in value.consumers())
+            is_table = _is_gathered(value)
             modules = modules_of(value)
             parts = [array] if is_table else np.split(array.T, len(modules))
             found.update(zip(modules, parts, strict=True))
     return found
+
+
+def _is_gathered(value: ir.Value) -> bool:
+    """Whether rows of ``value`` are looked up, as they lie or dequantized."""
+    readers = list(value.consumers())
+    for node in value.consumers():
+        if node.op_type == "DequantizeLinear":
+            readers += node.outputs[0].consumers()
+    return any(node.op_type.startswith("Gather") for node in readers)
 
 
 def _signed(array: NDArray[Any]) -> NDArray[Any]:

@@ -1,8 +1,8 @@
 """From a float32 graph to a strongly typed float16 one.
 
 Every float32 value becomes float16, scales included, but those in ``wide``, which export measured to leave float16's
-range (measure_ranges.py): the node that makes such a value computes in float32, with Casts at its borders. Float
-outputs of the graph stay float32. LayerNormalization keeps its statistics in float32 by itself (``stash_type`` 1).
+range (measure_ranges.py): nodes that make or read such a value compute in float32, with Casts at their borders.
+Float outputs of the graph stay float32. LayerNormalization keeps its statistics in float32 by itself (``stash_type`` 1).
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ _MASK = -32768.0
 """What stands for minus infinity in a mask: half the range, so that what is added to it stays finite."""
 
 _HALF, _FLOAT = ir.DataType.FLOAT16, ir.DataType.FLOAT
-_QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 
 
 def to_half(model: ir.Model, wide: Collection[str] = ()) -> int:
@@ -62,9 +61,8 @@ class _Halving:
     def _node(self, node: ir.Node) -> None:
         floats = [value for value in node.outputs if value.dtype == _FLOAT]
         self._float |= {id(value) for value in floats}
-        computes = _FLOAT if any(value.name in self.wide for value in floats) else _HALF
-        if node.op_type in _QUANTIZERS:
-            computes = _HALF  # scales are float16, and the integers between do not ask
+        touched = [*floats, *(value for value in node.inputs if value is not None)]
+        computes = _FLOAT if any(value.name in self.wide for value in touched) else _HALF
         self._attributes(node, computes)
         for index, value in enumerate(node.inputs):
             if value is not None and id(value) in self._float:

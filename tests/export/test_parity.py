@@ -25,7 +25,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def built(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> encoder.Built:
-    return encoder.build_encoder(checkpoint, tmp_path_factory.mktemp("graph"), task="text-classification")
+    traced = encoder.trace_encoder(checkpoint, task="text-classification")
+    return encoder.build_encoder(traced, tmp_path_factory.mktemp("graph"))
 
 
 def damage(built: encoder.Built, folder: Path, name: str, change: Callable[[Any], Any]) -> encoder.Built:
@@ -77,8 +78,8 @@ def test_damage_is_found(kind: str, built: encoder.Built, checkpoint: Path, tmp_
 def test_a_broken_weight_leaves_no_bundle(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = encoder.build_encoder
 
-    def broken(source: Path, scratch: Path, **options: Any) -> encoder.Built:
-        return damage(real(source, scratch, **options), scratch, *DAMAGES["one integer"])
+    def broken(traced: encoder.Traced, scratch: Path, **options: Any) -> encoder.Built:
+        return damage(real(traced, scratch, **options), scratch, *DAMAGES["one integer"])
 
     monkeypatch.setattr(encoder, "build_encoder", broken)
     with pytest.raises(ParityError) as caught:
