@@ -220,7 +220,7 @@ def test_an_interrupt_in_the_middle_leaves_a_model_that_answers(
         for number in range(5):
             with monkeypatch.context() as patch:
                 patch.setattr(fake_tensorrt.Context, "execute_async_v3", interrupted)
-                if number < 2:  # from then on its graph is launched, which executes nothing
+                if number == 0:  # from then on its graph is there
                     with pytest.raises(KeyboardInterrupt):
                         model.run(batch(4, 32))
             got, wanted = model.run(batch(4, 32)), other.run(batch(4, 32))
