@@ -23,18 +23,19 @@ from planish.runtime.manifest import TensorInfo
 
 __all__ = ["Estimate", "Host", "estimate", "look_at_host", "refusals"]
 
-BASE_MEMORY = 320 << 20
+BASE_MEMORY = 340_000_000
 """Resident bytes of a process with the builder loaded, before it builds."""
-BUILD_FACTOR = {"tensorrt_rtx": 7, "tensorrt": 4}
-"""Bytes of memory a build takes for each byte of weights: TensorRT-RTX 6.5 to 7.7 as measured, TensorRT 3 to 4 as users
-report."""
-PLAN_FACTOR, PLAN_BASE = 1.25, 4 << 20
-"""Bytes of a plan for each byte of weights, and of the kernels' text in it."""
+BUILD_FACTOR = {"tensorrt_rtx": 5, "tensorrt": 4}
+"""Bytes of memory a build takes for each byte of weights: measured for TensorRT-RTX, 3 to 4 reported for TensorRT."""
+BUILD_NODE = 150_000
+"""And for each node and optimization profile."""
+PLAN_FACTOR, PLAN_NODE, PLAN_BASE = 1.2, 12_000, 2_000_000
+"""Bytes of a plan: for each byte of weights; for each node and optimization profile, in kernels; at least."""
 BUFFERS = 2.5
 """Buffers of the widest layer that are alive at once."""
 RESERVE = 0.1
 """Share of a device's memory that the driver, the system and other programs keep."""
-SECONDS = {"tensorrt_rtx": (1.0, 0.006), "tensorrt": (30.0, 0.25)}
+SECONDS = {"tensorrt_rtx": (1.0, 0.008), "tensorrt": (30.0, 0.25)}
 """Of a build: at least, and for each node and optimization profile. Full TensorRT times kernels on the device."""
 ITEM = {"float16": 2, "bfloat16": 2, "float32": 4, "int64": 8, "int32": 4, "bool": 1, "int8": 1, "uint8": 1}
 
@@ -89,14 +90,16 @@ def estimate(
     activations = int(BUFFERS * 2 * tokens * facts.widest) + 2 * kept * facts.vocabulary
     buffers = sum(size_of(tensor, axes) for tensor in (*inputs, *outputs))
     least, each = SECONDS[module]
+    compiled = facts.nodes * len(profiles)
+    plan = int(facts.weights_bytes * PLAN_FACTOR) + compiled * PLAN_NODE + PLAN_BASE
     return Estimate(
         weights_bytes=facts.weights_bytes,
         activation_bytes=activations,
         buffer_bytes=buffers,
-        device_bytes=int(facts.weights_bytes * PLAN_FACTOR) + activations + buffers,
-        build_bytes=BASE_MEMORY + BUILD_FACTOR[module] * facts.weights_bytes,
-        disk_bytes=int(facts.weights_bytes * PLAN_FACTOR) + PLAN_BASE,
-        seconds=least + each * facts.nodes * len(profiles),
+        device_bytes=plan + activations + buffers,
+        build_bytes=BASE_MEMORY + BUILD_FACTOR[module] * facts.weights_bytes + compiled * BUILD_NODE,
+        disk_bytes=plan,
+        seconds=least + each * compiled,
     )
 
 

@@ -55,9 +55,9 @@ class Graph:
             scale = (np.abs(weight).max(1) / limit).astype(np.float16)
             numbers = weight / scale[:, None]
             if kind == TensorProto.INT8:
-                numbers = np.clip(np.round(numbers), -128, 127)
-            stored = helper.make_tensor(name, kind, weight.shape, numbers.ravel().tolist())
-            self.weights[name] = stored
+                self.constant(name, np.clip(np.round(numbers), -128, 127), "int8")
+            else:
+                self.weights[name] = helper.make_tensor(name, kind, weight.shape, numbers.ravel().tolist())
             table = self.op("DequantizeLinear", name, self.constant(f"{name}.scale", scale), axis=0)
         return self.op("Transpose", table, perm=[1, 0])
 
