@@ -45,7 +45,7 @@ def make(family: str, kind: str, folder: Path) -> Built:
         ("llama", "int8", "SM86"),
         ("llama", "int4", "SM89"),
         ("gpt2", "int8", "SM89"),
-        ("qwen2", "int4", "SM120"),
+        ("qwen2", "int8", "SM120"),
     ],
 )
 def test_attention_is_fused_and_integers_stay(family: str, kind: str, target: str, tmp_path: Path) -> None:
