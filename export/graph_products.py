@@ -132,12 +132,13 @@ def source(value: ir.Value | None, through: frozenset[str] = MOVES) -> ir.Value 
 
 def reaches(value: ir.Value, through: frozenset[str] = MOVES) -> Iterator[tuple[ir.Node, int]]:
     """The uses of a value, seen through operators of ``through``."""
-    for node, index in value.uses():
-        if node.op_type in through and index == 0:
-            for output in node.outputs:
-                yield from reaches(output, through)
-        else:
-            yield node, index
+    queue = [value]
+    while queue:
+        for node, index in queue.pop().uses():
+            if node.op_type in through and index == 0:
+                queue += node.outputs
+            else:
+                yield node, index
 
 
 class Products:

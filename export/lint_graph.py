@@ -76,6 +76,19 @@ class LintGraph:
             return constant_node(producer)
         return None if producer is not None or value.is_graph_input() else value.const_value
 
+    def foldable(self, value: ir.Value | None) -> bool:
+        """The value follows from constants alone, in a few steps: every engine computes it when it builds."""
+        queue, left = [value], 16
+        while queue and left:
+            value, left = queue.pop(), left - 1
+            if self.constant(value) is not None:
+                continue
+            producer = value.producer() if value is not None else None
+            if producer is None or not producer.inputs:
+                return False
+            queue += [one for one in producer.inputs if one is not None]
+        return not queue
+
     def array(self, tensor: ir.TensorProtocol) -> npt.NDArray[Any]:
         """The content of a tensor; ``InputError`` if its external data cannot be read."""
         try:
@@ -122,6 +135,7 @@ def load_graph(path: Path) -> LintGraph:
             model = ir.load(path)
             if model.functions:
                 common.InlinePass()(model)
+            model.graph.sort()  # also finds cycles, which no walk here would leave
     except Exception as error:  # protobuf, onnx_ir and the file system each raise their own
         raise unreadable(path, error) from error
     graph = LintGraph(model, path)

@@ -81,7 +81,8 @@ class Subject:
     def versions(self) -> dict[str, Version]:
         """Versions of full TensorRT it must build with, named: that of the build, else all the profile's releases."""
         if self.build is not None:
-            return {self.build.version: version(self.build.version)} if self.build.module == "tensorrt" else {}
+            full = self.build.module == "tensorrt"
+            return {f"TensorRT {self.build.version}": version(self.build.version)} if full else {}
         releases = self.profile.software if self.profile is not None else ()
         return {
             f"TensorRT {one.tensorrt}" + (f" (JetPack {one.jetpack})" if one.jetpack else ""): version(one.tensorrt)

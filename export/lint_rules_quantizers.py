@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from planish.export.graph_products import MOVES, Product, Quantized, reaches, source, transposed_right
+from planish.export.graph_products import Product, Quantized, reaches, source, transposed_right
 from planish.export.lint_graph import attribute, name_of
 from planish.export.lint_rule import Hit, Rule, Subject, spelled
 from planish.export.lint_rules_operators import UNSUPPORTED
@@ -77,7 +77,7 @@ def positive_scale(subject: Subject) -> Iterator[Hit]:
 def constant_scale(subject: Subject) -> Iterator[Hit]:
     for node in subject.facts.named(*PAIR):
         scale = given(node, 1)
-        if scale is None or subject.facts.constant(source(scale, MOVES | {"Cast"})) is None:
+        if not subject.facts.foldable(scale):
             yield Hit(name_of(node), f"scale {scale.name if scale is not None else 'missing'} is computed")
 
 

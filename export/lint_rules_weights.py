@@ -37,7 +37,7 @@ def blocked(subject: Subject, node: ir.Node) -> bool:
 
 def int4_constant(subject: Subject) -> Iterator[Hit]:
     for node in int4_nodes(subject):
-        if subject.facts.constant(node.inputs[0]) is None:
+        if not subject.products.is_weight(node):
             yield Hit(name_of(node), "4 bits that are no constant")
 
 

@@ -121,6 +121,39 @@ def test_damaged_files_end_in_a_report_or_an_error(
     json.dumps(report.to_json(), allow_nan=False)
 
 
+def test_a_cycle_is_refused(tmp_path: Path) -> None:
+    tiny = Tiny()
+    first = tiny.op("Identity", tiny.x())
+    second = tiny.op("Identity", first)
+    tiny.nodes[0].replace_input_with(0, second)
+    ir.save(tiny.model(second), tmp_path / "model.onnx")
+    with pytest.raises(InputError, match="cycle"):
+        lint_model(tmp_path / "model.onnx")
+
+
+def test_long_chains_are_walked(tmp_path: Path) -> None:
+    """Deeper than Python's stack: a quantized input moved 3,000 times, and 3,000 sums."""
+    tiny = Tiny()
+    x = quantized(tiny, tiny.x())
+    for _ in range(3000):
+        x = tiny.op("Identity", x)
+    x = tiny.op("MatMul", x, int8_weight(tiny))
+    for _ in range(3000):
+        x = tiny.op("Add", x, x)
+    ir.save(tiny.model(x), tmp_path / "model.onnx")
+    report = lint_model(tmp_path / "model.onnx")
+    assert report.broken == []
+    assert set(report.audit.phases[0].shares) == {"int8"}
+
+
+def test_scales_that_fold_are_constants(tmp_path: Path) -> None:
+    """Computed from constants alone: TensorRT folds them when it builds."""
+    tiny = Tiny()
+    scale = tiny.op("Cast", tiny.op("Mul", *(tiny.const(np.float32(0.2)) for _ in "ab")), to=int(ir.DataType.FLOAT16))
+    ir.save(tiny.model(tiny.op("MatMul", quantized(tiny, tiny.x(), scale), int8_weight(tiny))), tmp_path / "model.onnx")
+    assert lint_model(tmp_path / "model.onnx").broken == []
+
+
 def test_weights_in_external_data_stay_on_disk(tmp_path: Path) -> None:
     """Scales are read, weights are not: the verdict stands with the weights' bytes gone."""
     tiny = Tiny()
