@@ -7,19 +7,19 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from planish.errors import CheckpointError, nearest
 from planish.export.emit_blocks import Blocks, Dimensions
 from planish.export.emit_graph import EmitGraph
 from planish.export.emit_ort_blocks import OrtBlocks
 from planish.export.emit_qdq_blocks import QdqBlocks
-from planish.export.graph import Built, Progress
+from planish.export.graph import Built, Dialect, Progress
 from planish.export.qdq_ranges import ValueRanges, calibration_rows, measure_values, watch
 from planish.export.reader import CheckpointReader, read_json
 from planish.export.settings import refuse, token, tokens
 
-__all__ = ["FAMILIES", "Dialect", "build_decoder", "measure_decoder"]
+__all__ = ["FAMILIES", "build_decoder", "measure_decoder"]
 
 FAMILIES = {
     "llama": "planish.export.emit_llama",
@@ -37,9 +37,6 @@ DISABLED_OPTIMIZERS: tuple[str, ...] = ("SkipLayerNormFusion",)
 ACCURACY_LEVEL = 4
 QDQ_SESSION = {"session.qdq_matmulnbits_accuracy_level": "1"}
 """ONNX Runtime makes a 4-bit product of the `qdq` dialect a MatMulNBits and rounds its inputs to 8 bits unless told."""
-
-
-Dialect = Literal["ort", "qdq"]
 
 
 def build_decoder(

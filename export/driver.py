@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from planish import profiles
-from planish.errors import CheckpointError, InputError
+from planish.errors import CheckpointError, InputError, nearest
 from planish.export.describe import describe, infer_task
 from planish.export.encoder import OUTPUTS
 from planish.export.golden import GOLDEN_LENGTHS, Arrays, encoder_inputs, run_torch, text_inputs
-from planish.export.graph import Built, Progress
+from planish.export.graph import Built, Dialect, Progress
 from planish.export.parity import check_encoder, check_encoder_qdq, tolerance
 from planish.export.quiet import quiet
 from planish.export.reader import CheckpointReader
 from planish.export.reference import check_config, load_reference
 from planish.export.write_bundle import check_tokenizer, write_bundle
 from planish.outputs import check_output, staging
+from planish.profiles.schema import DIALECTS
 from planish.runtime import Manifest
 
 __all__ = ["ExportResult", "export"]
@@ -46,13 +48,14 @@ def export(
     task: str | None = None,
     opset: int = 21,
     atol: float | None = None,
+    dialects: Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> ExportResult:
     """Export a float or quantized ``checkpoint`` for the device ``profile`` into the bundle ``output``.
 
     ``task`` is inferred from the architecture unless given; ``atol`` is the largest difference from the checkpoint in
-    torch that is accepted (a looser one than the default is written in the manifest). On any error nothing is left at
-    ``output``.
+    torch that is accepted (a looser one than the default is written in the manifest); ``dialects`` are the profile's
+    unless given. On any error nothing is left at ``output``.
 
     Raises:
         InputError: the output exists, or an argument is unknown (``ProfileError``, ``CheckpointError``).
@@ -69,7 +72,7 @@ def export(
     check_tokenizer(source)
     with staging(target) as folder:
         make = _decoder if chosen == "text-generation" else _encoder
-        job = _Job(source, reader, folder / ".scratch", fields, device.dialects, opset, atol, progress)
+        job = _Job(source, reader, folder / ".scratch", fields, _dialects(device, dialects), opset, atol, progress)
         built, parity, golden = make(job)
         manifest = write_bundle(folder, source, built, {**fields, "parity": parity}, golden, reader.config)
     return ExportResult(target, manifest)
@@ -83,7 +86,7 @@ class _Job:
     reader: CheckpointReader
     scratch: Path
     fields: dict[str, Any]
-    dialects: tuple[str, ...]
+    dialects: tuple[Dialect, ...]
     opset: int
     atol: float | None
     progress: Progress | None
@@ -108,7 +111,8 @@ def _encoder(job: _Job) -> Made:
     inputs = encoder_inputs(names, golden_lengths, vocab_size=vocab, pad_token_id=pad)
     with quiet():
         golden = inputs, run_torch(model, inputs, OUTPUTS[task])
-    graphs, parity = [], {}
+    graphs: list[Built] = []
+    parity: dict[str, dict[str, Any]] = {}
     for dialect in job.dialects:
         texts = _range_texts(job, names) if dialect == "qdq" else ()
         built = build_encoder(traced, job.scratch / dialect, dialect=dialect, texts=texts, progress=job.progress)
@@ -135,14 +139,31 @@ def _range_texts(job: _Job, names: tuple[str, ...]) -> list[Arrays]:
 def _decoder(job: _Job) -> Made:
     from planish.export.decoder import FAMILIES, build_decoder
     from planish.export.decoder_parity import check_decoder, decoder_golden
+    from planish.export.qdq_parity import check_decoder_qdq
 
     if job.fields["model_type"] in FAMILIES:
         check_config(job.source, "text-generation")
     vocab = job.fields["vocab_size"]
-    built = build_decoder(job.source, job.scratch / "ort", opset=job.opset, progress=job.progress)
+    # All graphs before the model is loaded: the two would be in memory at once.
+    graphs = [
+        build_decoder(job.source, job.scratch / dialect, dialect=dialect, opset=job.opset, progress=job.progress)
+        for dialect in job.dialects
+    ]
     model = load_reference(job.source, "text-generation")
-    parity = check_decoder(built, model, vocab_size=vocab, atol=job.atol, progress=job.progress)
-    return [built], {"ort": parity}, decoder_golden(model, vocab_size=vocab)
+    golden = decoder_golden(model, vocab_size=vocab)
+    parity: dict[str, dict[str, Any]] = {}
+    for built in graphs:
+        check = partial(check_decoder_qdq, golden=golden) if built.dialect == "qdq" else check_decoder
+        parity[built.dialect] = check(built, model, vocab_size=vocab, atol=job.atol, progress=job.progress)
+    return graphs, parity, golden
+
+
+def _dialects(device: profiles.Profile, asked: Sequence[str] | None) -> tuple[Dialect, ...]:
+    chosen = tuple(device.dialects if asked is None else asked)
+    for name in chosen:
+        if name not in DIALECTS:
+            raise InputError("a dialect planish exports", repr(name), nearest(name, DIALECTS))
+    return cast("tuple[Dialect, ...]", chosen)
 
 
 def _check_opset(opset: int) -> None:

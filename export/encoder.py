@@ -12,7 +12,7 @@ import torch
 
 from planish.errors import CheckpointError
 from planish.export.golden import Arrays
-from planish.export.graph import Built, Progress, TensorSpec
+from planish.export.graph import Built, Dialect, Progress, TensorSpec
 from planish.export.lower_ort import lower_to_ort
 from planish.export.lower_qdq import lower_to_qdq
 from planish.export.measure_ranges import measure_ranges
@@ -73,7 +73,7 @@ def build_encoder(
     traced: Traced,
     scratch: Path,
     *,
-    dialect: str = "ort",
+    dialect: Dialect = "ort",
     texts: Sequence[Arrays] = (),
     progress: Progress | None = None,
 ) -> Built:

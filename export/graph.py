@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-__all__ = ["Built", "Progress", "TensorSpec"]
+__all__ = ["Built", "Dialect", "Progress", "TensorSpec"]
+
+Dialect = Literal["ort", "qdq"]
 
 Progress = Callable[[str, int, int], None]
 """Called as ``progress(stage, done, total)``, often."""
@@ -43,5 +45,5 @@ class Built:
     session: dict[str, str] = field(default_factory=dict)
     disabled_optimizers: tuple[str, ...] = ()
     generation: dict[str, Any] | None = None
-    dialect: str = "ort"
+    dialect: Dialect = "ort"
     audit: dict[str, Any] = field(default_factory=dict)

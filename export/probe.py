@@ -18,7 +18,7 @@ SMOOTHING = ".pre_quant_scale"
 
 def quantizer_inputs(path: Path) -> dict[str, str]:
     """Module name -> name of the float value that is quantized to become its input."""
-    readers = {}
+    readers: dict[str, str] = {}
     for node in ir.load(path).graph:
         if node.op_type in ("MatMulIntegerToFloat", "MatMul"):
             integers, weight = (_before(value, "DequantizeLinear") for value in node.inputs[:2])

@@ -225,7 +225,7 @@ class Session:
         self.checks.append(judge_budget("KL divergence", found.divergence.value, limits.max_kl, "nats", n=n))
 
     def judge_bytes(self) -> None:
-        size = bundle_bytes(self.new.manifest)
+        size = served_bytes(self.new.manifest, self.new.dialect)
         self.checks.append(judge_budget("size", float(size), self.limits.max_bytes, "bytes"))
 
     def judge_latency(self, found: Sequence[Comparison]) -> None:
@@ -303,11 +303,12 @@ def failure_check(failures: Sequence[Failure], samples: int) -> Check:
     return Check("failed samples", verdict, float(len(new)), 0.0, "samples", reason, n=samples)
 
 
-def bundle_bytes(manifest: Manifest) -> int:
-    """Bytes of every file but the manifest."""
-    return sum(entry.size for entry in manifest.files.values())
+def served_bytes(manifest: Manifest, dialect: str) -> int:
+    """Bytes of every file this dialect needs: not the manifest, other dialects' graphs, or engines."""
+    others = tuple(f"onnx/{name}/" for name in manifest.dialects if name != dialect)
+    return sum(entry.size for name, entry in manifest.files.items() if not name.startswith(("engines/", *others)))
 
 
 def side_of(path: str | Path, manifest: Manifest, name: str) -> Side:
     dialect = manifest.dialects[name]
-    return Side(Path(path).resolve().name, manifest.digest, bundle_bytes(manifest), dict(dialect.precision))
+    return Side(Path(path).resolve().name, manifest.digest, served_bytes(manifest, name), dict(dialect.precision))

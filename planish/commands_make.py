@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from planish import say
+from planish.errors import PlanishError
 from planish.options import json_option, seconds_option
+
+if TYPE_CHECKING:
+    from planish.ship import Shipped
 
 __all__ = ["compress", "demo", "export", "ship"]
 
@@ -126,18 +130,33 @@ def export(
 def ship(as_json: bool, **options: Any) -> int:
     """compress, export and gate MODEL in one; the parent is exported too and is the gate's baseline.
 
-    A bundle that regresses is renamed BUNDLE.rejected, and the exit code is 1.
+    A bundle that regresses is renamed BUNDLE.rejected, and the exit code is 1. For a device whose engine can be built
+    on any host (rtx-4090), the engine is built too; if that fails the bundle stays, and the exit code is the failure's.
     """
     from planish.ship import ship as journey
 
     with say.progress_bar(quiet=as_json) as progress:
         shipped = journey(progress=progress, **options)
+    engine, line, engine_code = engine_told(shipped)
+    code = shipped.gate.exit_code or engine_code
     say.answer(
-        {"bundle": str(shipped.path), "gate": shipped.gate.to_json(), "exit_code": shipped.gate.exit_code},
+        {"bundle": str(shipped.path), "gate": shipped.gate.to_json(), "engine": engine, "exit_code": code},
         as_json=as_json,
-        lines=[shipped.gate.to_markdown(), f"bundle: {shipped.path}"],
+        lines=[shipped.gate.to_markdown(), f"bundle: {shipped.path}", *line],
     )
-    return shipped.gate.exit_code
+    return code
+
+
+def engine_told(shipped: Shipped) -> tuple[Any, list[str], int]:
+    """What became of the engine: for JSON, as lines, and the exit code it asks for."""
+    from planish.commands_build import result_lines
+
+    made = shipped.engine
+    if made is None:
+        return None, [], 0
+    if isinstance(made, PlanishError):
+        return {"built": False, "message": str(made)}, [f"no engine: {made}"], made.exit_code
+    return {"built": True, "engine": made.engine_id, "info": made.info.to_json()}, list(result_lines(made)), 0
 
 
 @click.command()

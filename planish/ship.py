@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from planish.errors import InputError
+from planish.errors import InputError, PlanishError
 from planish.options import check_seconds
 from planish.outputs import check_output, disk_errors, move, refuse_existing, refuse_nested
 
 if TYPE_CHECKING:
     from planish.compress import Checkpoint
+    from planish.export import BuildResult
     from planish.gate import Dataset, GateReport
 
 __all__ = ["Shipped", "ship"]
@@ -29,11 +30,15 @@ OURS = ("lock", "source", "checkpoint", "parent", "bundle")  # what lies in a wo
 
 @dataclass(frozen=True)
 class Shipped:
-    """A shipped bundle: where it lies, the parent's bundle if it was kept, and what the gate said."""
+    """A shipped bundle: where it lies, the parent's bundle if it was kept, and what the gate said.
+
+    ``engine`` is what became of the engine where the profile has one that can be built here, else None.
+    """
 
     path: Path
     parent: Path | None
     gate: GateReport
+    engine: BuildResult | PlanishError | None = None
 
 
 def ship(
@@ -78,7 +83,7 @@ def ship(
         checkpoint, parent, candidate = work / "checkpoint", work / "parent", work / "bundle"
         source = as_directory(opened, work / "source")
         # The parent first: what export refuses (task, opset, architecture) is said before the long part.
-        export.export(source, parent, profile=profile, task=task, opset=opset, progress=progress)
+        export.export(source, parent, profile=profile, task=task, opset=opset, dialects=("ort",), progress=progress)
         compress.compress(str(source), recipe, checkpoint, progress=progress, trust_remote_code=trust_remote_code)
         export.export(checkpoint, candidate, profile=profile, task=task, opset=opset, atol=atol, progress=progress)
         report = gate.gate(
@@ -96,7 +101,24 @@ def ship(
         for made, kept in ((candidate, place), (checkpoint, keep_checkpoint), (parent, keep_parent)):
             if kept is not None:
                 move(made, kept)
-    return Shipped(place, keep_parent, report)
+    engine = build_ahead(place, profile, progress) if place == target else None
+    return Shipped(place, keep_parent, report, engine)
+
+
+def build_ahead(bundle: Path, profile: str, progress: Progress | None) -> BuildResult | PlanishError | None:
+    """The engine of a finished bundle, where the profile's first engine can be built on any host, else None.
+
+    The bundle serves without it, so an engine that cannot be built is told, not raised.
+    """
+    from planish import export, profiles
+
+    first = profiles.load(profile).engines[0]
+    if first.build != "anywhere":
+        return None
+    try:
+        return export.build(bundle, profile=profile, progress=progress)
+    except PlanishError as error:
+        return error
 
 
 def check_places(
