@@ -83,8 +83,8 @@ def choose(profile: Profile, device: BuiltOn | None, wanted: str | None = None) 
 
     Raises:
         ProfileError: the profile has no TensorRT engine.
-        InputError: ``wanted`` is not one of the profile's.
-        HostError: what is installed cannot build for this device from this host; the message says where, and how.
+        InputError: ``wanted`` is no module we know.
+        HostError: the profile is not served by what is here, or what is installed cannot build for this device from this host; the message says where, and how.
     """
     names = offered(profile)
     if wanted is not None and wanted not in MODULES:
@@ -95,6 +95,7 @@ def choose(profile: Profile, device: BuiltOn | None, wanted: str | None = None) 
         try:
             module = load_module(name)
             check_target(name, module, profile, device)
+            check_offered(name, names, profile)
             return Chosen(name, module, profile.gpu.sm, device if device and device.sm == profile.gpu.sm else None)
         except HostError as error:
             reasons.append(error)
@@ -113,7 +114,7 @@ def check_target(name: str, module: Module, profile: Profile, device: BuiltOn | 
     """Raise ``HostError`` if this module, on this host, cannot build for the GPU of ``profile``."""
     assert profile.gpu is not None
     sm = profile.gpu.sm
-    command = f"planish build BUNDLE --profile {profile.name} --module tensorrt"
+    command = command_there(profile)
     if explicit_targets(module):
         known = targets(module)
         if sm not in known:
@@ -136,6 +137,21 @@ def check_target(name: str, module: Module, profile: Profile, device: BuiltOn | 
             f"{device.name} with {device.sm}",
             f"copy the bundle to that device, and type there: {command}; or take the profile of this one",
         )
+
+
+def check_offered(name: str, names: list[str], profile: Profile) -> None:
+    """Raise ``HostError`` if the profile does not list this module's engine: NVIDIA does not support it there."""
+    if name not in names:
+        raise HostError(
+            f"an engine that profile {profile.name} lists ({', '.join(ENGINES[known] for known in names)})",
+            f"{name} alone, which could build for compute capability {profile.gpu.sm if profile.gpu else 'none'}",
+            f"copy the bundle to the device, and type there: {command_there(profile)}",
+        )
+
+
+def command_there(profile: Profile) -> str:
+    """What to type on the device itself."""
+    return f"planish build BUNDLE --profile {profile.name} --module tensorrt"
 
 
 def explicit_targets(module: Any) -> bool:

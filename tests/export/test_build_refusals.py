@@ -52,6 +52,14 @@ def test_precisions_the_gpu_has_not_break_a_rule(tmp_path: Path, sm: str, linear
     assert left(bundle) == []
 
 
+@pytest.mark.parametrize("name", ["l4", "t4", "a100-80gb"])
+@pytest.mark.parametrize("module", [None, "tensorrt_rtx"])
+def test_what_rtx_could_build_and_the_profile_does_not_list(name: str, module: str | None) -> None:
+    with pytest.raises(HostError, match=rf"profile {name} lists \(tensorrt\), got tensorrt_rtx") as caught:
+        choose(load(name), None, module)
+    assert f"planish build BUNDLE --profile {name} --module tensorrt" in caught.value.fix
+
+
 def test_module_and_profile_are_named_right(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "bundle")
     with pytest.raises(InputError, match="--module tensorrt or tensorrt_rtx"):

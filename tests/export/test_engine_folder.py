@@ -93,6 +93,16 @@ def test_an_engine_of_another_graph_is_not_switched_on(bundle: Path, tmp_path: P
     assert runtime.verify(bundle).engines == {}
 
 
+def test_a_build_that_was_killed_before_the_manifest_named_it_is_replaced(bundle: Path) -> None:
+    folder, name = finished(bundle)
+    shutil.copytree(folder, bundle / "engines" / name)
+    (bundle / "engines" / name / "model.plan").write_bytes(b"half")
+    runtime.verify(bundle)
+    manifest = switch_on(bundle, folder, name, prove=False)
+    assert manifest == runtime.verify(bundle)
+    assert [path.name for path in (bundle / "engines").iterdir()] == [name]
+
+
 @pytest.mark.parametrize(
     ("said", "kind", "words"),
     [
