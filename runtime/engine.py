@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +20,7 @@ from planish.runtime.validate import Limits, check_inputs
 __all__ = ["MAX_THREADS", "Engine", "engine_library", "open_session", "session_options_for"]
 
 OLDEST = (1, 23)
+GPU_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 MAX_THREADS = 1024
 """Of one session; a host with more cores is none of ours, and ONNX Runtime starts millions if told so."""
 ERRORS_ONLY = 3
@@ -116,6 +119,7 @@ def open_session(library: ModuleType, path: Path, dialect: Dialect, options: Any
     From the path: reading the bytes first costs 120 MB more at the peak for a 90 MB model. Raises HostError when this
     host's engine cannot run the graph, BundleError when the file is no model.
     """
+    said = _preload(library, placement.providers[0])
     provider_options = [{key: str(value) for key, value in each.items()} for each in placement.options]
     settings: dict[str, Any] = {}
     if placement.ep_devices:
@@ -134,9 +138,19 @@ def open_session(library: ModuleType, path: Path, dialect: Dialect, options: Any
         raise HostError(wanted, got, "upgrade onnxruntime, or export for this device") from error
     if session.get_providers()[0] != placement.providers[0]:
         # ONNX Runtime logs that a provider could not start, and goes on with the rest.
-        got = f"only {', '.join(session.get_providers())}"
+        got = f"only {', '.join(session.get_providers())}{said}"
         raise HostError(f"the provider {placement.providers[0]} to start", got, "check the driver and library versions")
     return session
+
+
+def _preload(library: ModuleType, provider: str) -> str:
+    """Lets ONNX Runtime find CUDA in NVIDIA's packages, and returns what it prints about that, in one line."""
+    if provider not in GPU_PROVIDERS or not hasattr(library, "preload_dlls"):
+        return ""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        library.preload_dlls()
+    lines = printed.getvalue().strip().splitlines()
+    return f" ({lines[0][:200]})" if lines else ""
 
 
 _DTYPES = {"float": "float32", "double": "float64"}

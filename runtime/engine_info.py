@@ -122,10 +122,13 @@ def read_engine_info(path: str | os.PathLike[str]) -> EngineInfo:
 
 
 def write_engine_info(path: str | os.PathLike[str], info: EngineInfo) -> None:
-    """Writes ``engine.json`` atomically, after reading it as the runtime will. Raises BundleError, HostError."""
+    """Writes ``engine.json`` atomically, after reading it as the runtime will. Raises BundleError, HostError.
+
+    For folders that no manifest names: the temporary file lies in the same one.
+    """
     data = canonical(info.to_json())
     parse_engine_info(data, Path(path).name)
-    replace_file(Path(path), data)
+    replace_file(Path(path), data, Path(path).parent)
 
 
 def _check(info: EngineInfo, where: str) -> None:

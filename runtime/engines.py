@@ -16,7 +16,7 @@ from planish.errors import BundleError, HostError, nearest
 from planish.runtime.decode import encode
 from planish.runtime.engine_info import EngineInfo, read_engine_info
 from planish.runtime.files import ENGINES, bundle_path, hash_file, list_files, refuse_empty
-from planish.runtime.manifest import EngineEntry, Manifest, read_manifest, rewrite_manifest
+from planish.runtime.manifest import EngineEntry, Manifest, is_safe_path, read_manifest, rewrite_manifest
 
 __all__ = ["add_engine", "check_known", "check_origin", "record_proof", "remove_engine"]
 
@@ -32,9 +32,13 @@ def add_engine(bundle: str | os.PathLike[str], engine_id: str) -> Manifest:
     """
     root = bundle_path(bundle)
     manifest = read_manifest(root)
+    if not is_safe_path(engine_id) or "/" in engine_id:
+        raise BundleError("a folder's name for an engine", repr(engine_id), "take the one engine_id() gives")
     if engine_id in manifest.engines:
         raise BundleError("the id of a new engine", f"{engine_id!r}, which is there", "remove_engine() first")
     folder = root / ENGINES / engine_id
+    if not folder.is_dir():
+        raise BundleError(f"a folder {ENGINES}{engine_id}", "none", "build the engine first: planish build BUNDLE")
     found, empty = list_files(folder)
     refuse_empty(empty)
     if sorted(found) != list(FILES):

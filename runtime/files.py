@@ -146,13 +146,13 @@ def _open_plain(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
 
 
-def replace_file(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes, scratch: Path | None = None) -> None:
     """Writes ``data`` to ``path`` so that a crash leaves the old file or the new one, never a torn one.
 
-    The temporary file lies beside the bundle where that is the same disk and writable, so that a crash does not
-    leave an extra file inside the bundle. Raises HostError when the disk refuses.
+    The temporary file lies in ``scratch``; without one beside the bundle, where that is the same disk and writable, so
+    that a crash does not leave an extra file inside the bundle. Raises HostError when the disk refuses.
     """
-    temporary = _scratch_folder(path.parent) / f".{path.name}.{secrets.token_hex(6)}.partial"
+    temporary = (scratch or _scratch_folder(path.parent)) / f".{path.name}.{secrets.token_hex(6)}.partial"
     try:
         try:
             with open(temporary, "xb") as file:

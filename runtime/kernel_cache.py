@@ -47,4 +47,4 @@ class KernelCache:
         data = self._cache.serialize()
         with contextlib.suppress(HostError, OSError):
             if data is not None:
-                replace_file(self.path, bytes(data))
+                replace_file(self.path, bytes(data), self.path.parent)

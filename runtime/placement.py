@@ -61,6 +61,8 @@ def place_on(
 ) -> Placement:
     """As :func:`place`, plugins included, for the ONNX Runtime of this process."""
     available = library.get_available_providers()
+    if device.word == "auto" and providers is None and CUDA in available and not _cuda_may_be_here():
+        available = [name for name in available if name != CUDA]
     plugin, number = None, None
     if providers is None and device.word not in ("auto", "cpu", "cuda"):
         provider = plugins.KNOWN.get(device.word, device.word)
@@ -80,6 +82,21 @@ def place_on(
     name, found = plugins.plugin_devices(library, plugin, number)
     chosen = [(name, named[0][1] if providers is not None else {})]
     return Placement((name,), _merge_options(chosen, provider_options), tuple(found))
+
+
+def _cuda_may_be_here() -> bool:
+    """False where the driver or the device is missing; a library that only ONNX Runtime finds is given a chance."""
+    from planish.runtime.cuda import CudaError, device_count
+    from planish.runtime.cudart import load_cudart
+
+    try:
+        library = load_cudart()
+    except HostError:
+        return True
+    try:
+        return device_count(library) > 0
+    except CudaError:
+        return False
 
 
 def place(

@@ -114,8 +114,11 @@ def test_a_listed_engine_is_as_strict_as_all_else(bundle: Path) -> None:
 
 
 def test_folders_that_are_no_engine(bundle: Path) -> None:
-    with pytest.raises(BundleError, match="a bundle directory"):
+    with pytest.raises(BundleError, match=f"a folder engines/{ENGINE}, got none"):
         add_engine(bundle, ENGINE)
+    for name in ("../..", "", "a/b", ".", "a\n"):
+        with pytest.raises(BundleError, match="a folder's name for an engine"):
+            add_engine(bundle, name)
     (bundle / "engines" / ENGINE).mkdir(parents=True)
     with pytest.raises(BundleError, match=r"engine\.json and model\.plan in .*, got nothing"):
         add_engine(bundle, ENGINE)
@@ -144,6 +147,24 @@ def test_one_that_was_proved_is_written_so(bundle: Path, monkeypatch: pytest.Mon
     assert prove_engine(bundle, ENGINE).digest != sign_before
     assert verify(bundle).engines[ENGINE].proved
     assert not cuda.live
+
+
+def test_writing_engine_json_touches_its_own_folder_alone(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file in engines/ itself would be an extra one, and a kill would leave it there."""
+    add_fake_engine(bundle)
+    info = read_engine_info(bundle / "engines" / ENGINE / "engine.json")
+    partial = bundle / "engines" / ".partial"
+    partial.mkdir()
+
+    def killed(source: Path, target: Path) -> None:
+        assert Path(source).parent == partial
+        verify(bundle)
+        raise SystemExit
+
+    monkeypatch.setattr("planish.runtime.files.os.replace", killed)
+    with pytest.raises(SystemExit):
+        write_engine_info(partial / "engine.json", info)
+    verify(bundle)
 
 
 def test_engine_json_is_written_as_it_is_read(bundle: Path, tmp_path: Path) -> None:

@@ -16,7 +16,9 @@ import pytest
 
 from planish.errors import BundleError, HostError, RequestError
 from planish.runtime import load, read_manifest, verify, write_manifest
-from planish.runtime.placement import place
+from planish.runtime.engine import open_session
+from planish.runtime.placement import Device, place, place_on
+from tests.runtime.fake_cuda import FakeCudart
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 GPU_HOST, PLAIN_HOST = ["TensorrtExecutionProvider", CUDA, CPU], ["AzureExecutionProvider", CPU]
@@ -60,6 +62,54 @@ def test_the_device_follows_manifest_and_host(
     available: list[str], device: str, profile: str | None, expected: list[str]
 ) -> None:
     assert list(place(available, device, profile).providers) == expected
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"), [(0, [CUDA, CPU]), (35, [CPU]), (100, [CPU]), (None, [CUDA, CPU])], ids=str
+)
+def test_auto_asks_the_driver_whether_there_is_a_gpu(
+    code: int | None, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A library that only ONNX Runtime finds (None) is given a chance; a GPU asked for by name always is."""
+    fake = FakeCudart()
+    fake.count_code = code or 0
+
+    def library() -> FakeCudart:
+        if code is None:
+            raise HostError("the CUDA runtime library", "none", "install it")
+        return fake
+
+    class Library:
+        @staticmethod
+        def get_available_providers() -> list[str]:
+            return [CUDA, CPU]
+
+    monkeypatch.setattr("planish.runtime.cudart.load_cudart", library)
+    assert list(place_on(Library, Device("auto"), "t4").providers) == expected  # type: ignore[arg-type]
+    assert list(place_on(Library, Device("cuda"), None).providers) == [CUDA, CPU]  # type: ignore[arg-type]
+    assert list(place_on(Library, Device("auto"), "cpu-arm64").providers) == [CPU]  # type: ignore[arg-type]
+
+
+def test_what_onnxruntime_says_of_missing_libraries_is_in_the_error(embedder: Any, tmp_path: Path) -> None:
+    """ONNX Runtime prints it to stdout, where answers belong, and starts without the provider."""
+
+    class Library:
+        __version__ = "1.31"
+
+        @staticmethod
+        def preload_dlls() -> None:
+            print("Failed to load libcudnn.so.9: no such file")
+
+        @staticmethod
+        def InferenceSession(path: str, options: Any, **settings: Any) -> Any:
+            return onnxruntime.InferenceSession(path, options, providers=[CPU])
+
+    path = embedder.path / "onnx/ort/model.onnx"
+    dialect = embedder.manifest.dialects["ort"]
+    placement = place(GPU_HOST, "cuda", None)
+    message = r"to start, got only CPUExecutionProvider \(Failed to load libcudnn"
+    with pytest.raises(HostError, match=message):
+        open_session(Library, path, dialect, onnxruntime.SessionOptions(), placement)  # type: ignore[arg-type]
 
 
 def test_device_numbers_and_options() -> None:
