@@ -84,7 +84,8 @@ def choose(profile: Profile, device: BuiltOn | None, wanted: str | None = None) 
     Raises:
         ProfileError: the profile has no TensorRT engine.
         InputError: ``wanted`` is no module we know.
-        HostError: the profile is not served by what is here, or what is installed cannot build for this device from this host; the message says where, and how.
+        HostError: what is here does not serve this profile, or cannot build for its device from this host; the message
+            says where, and how.
     """
     names = offered(profile)
     if wanted is not None and wanted not in MODULES:
