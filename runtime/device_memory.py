@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ _STEP = 256  # bytes; TensorRT wants buffers aligned so, and an empty tensor nee
 
 def array_at(address: int, shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
     """Host memory at ``address`` as an array; whoever owns the memory has to keep it."""
-    count = int(np.prod(shape, dtype=np.int64))
+    count = math.prod(shape)
     if count == 0:
         return np.empty(tuple(shape), dtype)
     memory = memoryview((ctypes.c_char * (count * dtype.itemsize)).from_address(address)).cast("B")

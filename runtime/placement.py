@@ -43,8 +43,10 @@ def parse_device(device: Any) -> Device:
     >>> parse_device("tensorrt:0")
     Device(word='tensorrt', number=0)
     """
-    words = ("auto", "cpu", *NUMBERED, *sorted({*plugins.KNOWN, *plugins.installed_plugins()}))
     match = re.fullmatch(r"([a-z0-9-]+)(?::(\d{1,3}))?", str(device))
+    words = ["auto", "cpu", *NUMBERED, *plugins.KNOWN]
+    if match is None or match[1] not in words:
+        words += plugins.installed_plugins()  # only now: it looks through every folder of the path
     if match is None or match[1] not in words or (match[2] is not None and match[1] in ("auto", "cpu")):
         asked = str(device).split(":")[0]
         fix = f"did you mean {MEANT[asked]!r}?" if asked in MEANT else nearest(asked, words)

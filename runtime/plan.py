@@ -7,8 +7,9 @@ has checked hash, version and device before (:mod:`planish.runtime.engine_key`).
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -72,6 +73,7 @@ class Plan:
         self.ports = {port.name: port for port in map(self._port, range(self.engine.num_io_tensors))}
         self._check_ports()
         self.profiles = [self._ranges(index) for index in range(self.engine.num_optimization_profiles)]
+        self._volumes = [sum(math.prod(each.max) for each in ranges.values()) for ranges in self.profiles]
         self._check_profiles()
 
     @property
@@ -82,7 +84,7 @@ class Plan:
     def choose(self, shapes: Shapes) -> int:
         """The optimization profile for inputs of these shapes: the tightest that holds them. Raises RequestError."""
         fitting = [
-            (_volume(ranges), index)
+            (self._volumes[index], index)
             for index, ranges in enumerate(self.profiles)
             if all(ranges[name].holds(shapes[name]) for name in ranges if name in shapes)
         ]
@@ -123,8 +125,10 @@ class Plan:
         self._cuda.synchronize(stream)
         return context
 
-    def prepare(self, context: Any, shapes: Shapes, addresses: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
-        """Sets input shapes and, as far as known, addresses; returns the outputs' shapes."""
+    def prepare(
+        self, context: Any, shapes: Shapes, addresses: Mapping[str, int], outputs: Sequence[str]
+    ) -> dict[str, tuple[int, ...]]:
+        """Sets input shapes and, as far as known, addresses; returns the shapes of ``outputs``."""
         for name, shape in shapes.items():
             if not context.set_input_shape(name, shape):
                 raise self._refused(f"{name} of shape {list(shape)}")
@@ -135,7 +139,6 @@ class Plan:
             raise self._refused(f"input shapes that go together ({error})") from error
         if missing:
             raise self._refused(f"nothing more than {', '.join(shapes)} (it wants {', '.join(missing)})")
-        outputs = [port.name for port in self.ports.values() if not port.is_input]
         found = {name: tuple(int(size) for size in context.get_tensor_shape(name)) for name in outputs}
         for name, shape in found.items():
             if any(size < 0 for size in shape):
@@ -222,10 +225,6 @@ class Plan:
             for name, shape in told.shapes.items():
                 if found.get(name) != shape:
                     raise BundleError(f"{name} as engine.json says, {shape}", f"{found.get(name)} in the plan", fix)
-
-
-def _volume(ranges: Mapping[str, Range]) -> int:
-    return sum(int(np.prod(each.max, dtype=np.int64)) for each in ranges.values())
 
 
 def _logger(module: ModuleType) -> Any:

@@ -7,6 +7,7 @@ graph), outputs back. Buffers only grow; everything is freed by :meth:`PlanEngin
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -164,8 +165,8 @@ class PlanEngine:
         self._mark(0)
         for name, array in inputs.items():
             self._send(plan.ports[name], addresses[name], array)
-        found = plan.prepare(context, shapes, {**addresses, **held})
         own = [name for name in self.output_names if name not in held]
+        found = plan.prepare(context, shapes, {**addresses, **held}, own)
         sizes = {name: _nbytes(found[name], plan.ports[name].dtype) for name in own}
         outputs = {name: self._address(plan.ports[name], size) for name, size in sizes.items()}
         addresses |= {**outputs, **held}
@@ -188,9 +189,13 @@ class PlanEngine:
         shapes: Mapping[str, tuple[int, ...]],
         addresses: Mapping[str, int],
     ) -> None:
+        if self.replays.limit == 0:
+            plan.enqueue(context, self.stream)
+            return
+
         def dedicated() -> tuple[Any, Any]:
             own = plan.new_context(profile, self.stream)
-            plan.prepare(own, shapes, addresses)
+            plan.prepare(own, shapes, addresses, ())
             return own, lambda: plan.enqueue(own, self.stream)
 
         key = (profile, tuple(sorted(shapes.items())), tuple(sorted(addresses.items())))
@@ -290,4 +295,4 @@ class DeviceBlocks:
 
 
 def _nbytes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
-    return int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    return math.prod(shape) * dtype.itemsize

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from planish.errors import BundleError
+from planish.errors import BundleError, RequestError
 from planish.runtime.cache import round_up
 from planish.runtime.manifest import Generation as DecoderInfo
 from planish.runtime.sample import FloatArray, IntArray
@@ -90,6 +90,11 @@ class SwapCache:
     def shape(self) -> tuple[int, ...]:
         """Of each past tensor."""
         return (self.rows, self._heads, self.used, self._width)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether both blocks are there."""
+        return len(self._blocks) == 2
 
     @property
     def nbytes(self) -> int:
@@ -222,6 +227,8 @@ class SplitRun:
 
     def _pass(self, ids: IntArray, real: NDArray[np.bool_], index: IntArray) -> NDArray[Any]:
         """One forward pass of new columns, of which ``real`` are tokens; ``index``: whose logits are wanted."""
+        if not self._cache.is_whole:
+            raise RequestError("an open run", "one that was closed, or for which memory ran out", "start another")
         past, total = self._cache.used, self._cache.used + ids.shape[1]
         before: IntArray = np.cumsum(real, axis=1, dtype=np.int64) - real
         self._cache.make_room(total, self._limit)

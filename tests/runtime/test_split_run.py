@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from planish.errors import BundleError, HostError, ParityError, RequestError
@@ -92,19 +94,21 @@ def test_prefill_and_steps_match_a_full_recompute(
     split: Model, model: Any, vocab: int, lengths: tuple[int, ...]
 ) -> None:
     """Prompts above 32 tokens go through the engine in several passes."""
-    given = prompts(vocab, *lengths)
-    run = split.decoder.start(len(given), longest=max(lengths), limit=150)
-    follow(run, model, [ids.tolist() for ids in given], run.prefill(given), 6)
+    given_prompts = prompts(vocab, *lengths)
+    run = split.decoder.start(len(given_prompts), longest=max(lengths), limit=150)
+    follow(run, model, [ids.tolist() for ids in given_prompts], run.prefill(given_prompts), 6)
     assert run.lengths.tolist() == [length + 6 for length in lengths]
     run.close()
     run.close()
+    with pytest.raises(RequestError, match="an open run"):
+        run.step([1] * len(given_prompts))
 
 
 def test_a_dropped_row_leaves_the_others_alone(split: Model, model: Any, vocab: int) -> None:
-    given = prompts(vocab, 9, 3, 6, 12, seed=3)
-    texts = [ids.tolist() for ids in given]
+    given_prompts = prompts(vocab, 9, 3, 6, 12, seed=3)
+    texts = [ids.tolist() for ids in given_prompts]
     run = split.decoder.start(4, longest=12, limit=100)
-    logits = follow(run, model, texts, run.prefill(given), 2)
+    logits = follow(run, model, texts, run.prefill(given_prompts), 2)
     for row in (3, 0, 1):  # the last, the first, the last again
         logits = logits.copy()
         texts[row], logits[row] = texts[-1], logits[-1]
@@ -118,11 +122,40 @@ def test_a_growing_cache_keeps_what_it_holds(
     split: Model, model: Any, vocab: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("planish.runtime.split_run._AHEAD", 0)
-    given = prompts(vocab, 60, 8, seed=1)
+    given_prompts = prompts(vocab, 60, 8, seed=1)
     run = split.decoder.start(2, longest=60, limit=190)
     assert run.capacity == 64
-    follow(run, model, [ids.tolist() for ids in given], run.prefill(given), 8)
+    follow(run, model, [ids.tolist() for ids in given_prompts], run.prefill(given_prompts), 8)
     assert run.capacity == 128
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_any_order_of_steps_and_drops(
+    bundle: Path, model: Any, vocab: int, monkeypatch: pytest.MonkeyPatch, data: st.DataObject
+) -> None:
+    """Prompts of any lengths in passes of any size, rows dropped at any time, a cache that grows all the way."""
+    lengths = data.draw(st.lists(st.integers(1, 40), min_size=1, max_size=4), label="lengths")
+    monkeypatch.setattr("planish.runtime.split_run._AHEAD", 0)
+    monkeypatch.setattr("planish.runtime.split_run.round_up", lambda positions: positions + 1)
+    monkeypatch.setattr("planish.runtime.ort_steps._PASS", data.draw(st.integers(1, 100), label="positions a pass"))
+    given_prompts = prompts(vocab, *lengths, seed=data.draw(st.integers(0, 99), label="seed"))
+    texts = [ids.tolist() for ids in given_prompts]
+    with load(bundle, "cpu", dialect="qdq") as opened:
+        run = opened.decoder.start(len(texts), longest=max(lengths), limit=max(lengths) + 12)
+        logits = run.prefill(given_prompts)
+        for _ in range(data.draw(st.integers(1, 10), label="steps")):
+            if len(texts) > 1 and data.draw(st.booleans(), label="drop"):
+                row = data.draw(st.integers(0, len(texts) - 1), label="row")
+                run.drop(row)
+                texts[row] = texts[-1]
+                texts.pop()
+            tokens = [data.draw(st.integers(0, vocab - 1), label="token") for _ in texts]
+            texts = [[*ids, token] for ids, token in zip(texts, tokens, strict=True)]
+            logits = run.step(tokens)
+        assert run.lengths.tolist() == [len(ids) for ids in texts]
+        for ids, row_logits in zip(texts, logits, strict=True):
+            np.testing.assert_allclose(row_logits, reference(model, ids)[-1], atol=TOLERANCE)
 
 
 def test_extend_gives_every_position(split: Model, model: Any, vocab: int) -> None:
