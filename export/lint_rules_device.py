@@ -100,7 +100,7 @@ RULES: dict[str, Rule] = {
     "int8-block-version": Rule(
         "error",
         "INT8 weights in blocks need TensorRT above 10.3.",
-        "TensorRT 10.3 (JetPack 6) has blocks for INT4 alone [TensorRT release notes]",
+        "TensorRT 10.3 (JetPack 6) has blocks for INT4 weights alone [TensorRT documentation, not tried here]",
         "one scale an output channel (group_size null), or a newer JetPack",
         int8_block_version,
         needs="profile",

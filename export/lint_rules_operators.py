@@ -71,11 +71,21 @@ def attention_one_output(subject: Subject) -> Iterator[Hit]:
 
 
 def operator_version(subject: Subject) -> Iterator[Hit]:
-    for node in subject.facts.named(*SINCE):
-        needed = SINCE[node.op_type]
+    for node in subject.facts.named(*SINCE, "Pow", "QuantizeLinear", "DequantizeLinear"):
+        what, needed = since(subject, node)
         old = [name for name, found in subject.versions.items() if found < needed]
         if old:
-            yield Hit(name_of(node), f"{node.op_type} needs TensorRT {'.'.join(map(str, needed))}, there is {old[0]}")
+            yield Hit(name_of(node), f"{what} needs TensorRT {'.'.join(map(str, needed))}, there is {old[0]}")
+
+
+def since(subject: Subject, node: ir.Node) -> tuple[str, tuple[int, ...]]:
+    """What a node is, and the first TensorRT that reads it."""
+    types = {subject.facts.dtype(value) for value in (*node.inputs, *node.outputs) if value is not None}
+    if node.op_type == "Pow" and types & {ir.DataType.INT32, ir.DataType.INT64}:
+        return "Pow with integers", (10, 8)
+    if ir.DataType.FLOAT4E2M1 in types:
+        return "float4e2m1", (10, 8)
+    return node.op_type, SINCE.get(node.op_type, (0,))
 
 
 def float_types_agree(subject: Subject) -> Iterator[Hit]:
@@ -113,7 +123,7 @@ RULES: dict[str, Rule] = {
     "operator-version": Rule(
         "error",
         "No operator newer than the TensorRT it is built with (Attention 10.14; RMSNormalization, RotaryEmbedding,"
-        " TensorScatter 10.15).",
+        " TensorScatter 10.15; Pow with integers, float4e2m1 10.8).",
         "its ONNX parser does not know the operator yet [onnx-tensorrt changelog]",
         "decompose the operator, or install that TensorRT",
         operator_version,

@@ -34,6 +34,7 @@ __all__ = [
     "product_in",
     "product_output",
     "rms_norm",
+    "squared",
     "stacked",
     "stashed",
     "sum_of",
@@ -151,6 +152,11 @@ def sum_of(floats: Any) -> ir.Model:
 
 def mixed_scales(floats: Any) -> ir.Model:
     return linear(lambda tiny: int8_weight(tiny, floats=floats))
+
+
+def squared(exponent: Any) -> ir.Model:
+    tiny = Tiny()
+    return tiny.model(tiny.op("Pow", tiny.x(), tiny.const(np.asarray(exponent))))
 
 
 def masked(fill: float, how: str) -> ir.Model:
