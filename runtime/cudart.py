@@ -10,7 +10,7 @@ import ctypes
 import importlib.util
 import sys
 from collections.abc import Iterator
-from ctypes import POINTER, c_char_p, c_float, c_int, c_size_t, c_uint, c_ulonglong, c_void_p
+from ctypes import POINTER, byref, c_char_p, c_float, c_int, c_size_t, c_uint, c_ulonglong, c_void_p
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +53,30 @@ FUNCTIONS: dict[str, list[Any]] = {
 
 
 def load_cudart() -> Any:
-    """The CUDA runtime library, of version 12 or 13, its functions typed. Raises HostError when there is none."""
-    tried = []
+    """The CUDA runtime library, its functions typed: the first of those found that this host's driver can serve.
+
+    A driver serves runtimes of its own major version and of older ones. Raises HostError when there is no library.
+    """
+    found, tried = [], []
     for name in (*_system_names(), *_package_files()):
         try:
-            return _typed(ctypes.CDLL(name))
+            library = _typed(ctypes.CDLL(name))
         except (OSError, AttributeError) as error:
             tried.append(str(error).splitlines()[0][:100])
+            continue
+        if _suits(library):
+            return library
+        found.append(library)
+    if found:  # none suits: the first says so in its own words
+        return found[0]
     fix = "install CUDA 12 or 13, or pip install nvidia-cuda-runtime-cu12; or pass device='cpu'"
     raise HostError("the CUDA runtime library (libcudart)", tried[0] if tried else "none", fix)
+
+
+def _suits(library: Any) -> bool:
+    runtime, driver = c_int(), c_int()
+    codes = (library.cudaRuntimeGetVersion(byref(runtime)), library.cudaDriverGetVersion(byref(driver)))
+    return codes == (0, 0) and runtime.value // 1000 <= driver.value // 1000
 
 
 def _typed(library: ctypes.CDLL) -> ctypes.CDLL:

@@ -44,7 +44,7 @@ class KernelCache:
         """Writes what was compiled, atomically. A full disk loses the cache, not the answer."""
         if self._cache is None:
             return
-        data = self._cache.serialize()
-        with contextlib.suppress(HostError, OSError):
+        with contextlib.suppress(HostError, OSError, RuntimeError):
+            data = self._cache.serialize()
             if data is not None:
                 replace_file(self.path, bytes(data), self.path.parent)

@@ -68,6 +68,32 @@ def test_the_library_of_a_package(packages: Path) -> None:
         target.unlink()
 
 
+@pytest.mark.parametrize(
+    ("driver", "chosen"), [(13000, 13000), (13010, 13000), (12080, 12060), (0, 13000), (11080, 13000)]
+)
+def test_the_library_that_the_driver_serves(
+    driver: int, chosen: int, packages: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CUDA 13 and 12 side by side; a driver that serves neither is told by the first."""
+
+    class Library:
+        def __init__(self, name: str) -> None:
+            self.version = int(name)
+
+        def cudaRuntimeGetVersion(self, version: Any) -> int:
+            version._obj.value = self.version
+            return 0
+
+        def cudaDriverGetVersion(self, version: Any) -> int:
+            version._obj.value = driver
+            return 0
+
+    monkeypatch.setattr(cudart, "_system_names", lambda: ("13000", "12060"))
+    monkeypatch.setattr(cudart.ctypes, "CDLL", Library)
+    monkeypatch.setattr(cudart, "_typed", lambda library: library)
+    assert load_cudart().version == chosen
+
+
 def test_facts(fake: FakeCudart) -> None:
     fake.sm, fake.driver, fake.name = "12.0", 12060, "NVIDIA RTX é"
     assert open_cuda(0, fake).facts == BuiltOn("NVIDIA RTX é", "12.0", "12.6")

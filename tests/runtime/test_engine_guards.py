@@ -100,6 +100,18 @@ def test_a_device_that_is_not_there(bundle: Path, module: Any, cuda: FakeCudart)
     assert device_facts() == BuiltOn("Fake 4090", "8.9", "13.0")
 
 
+def test_the_second_device(bundle: Path, module: Any, cuda: FakeCudart, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_fake_engine(bundle)
+    cuda.devices = 2
+    chosen: list[int] = []
+    monkeypatch.setattr(FakeCudart, "cudaSetDevice", lambda self, device: chosen.append(device))
+    with load(bundle, "tensorrt:1") as model:
+        assert model.device == "tensorrt:1"
+        assert model.embed("sea").shape == (1, 6)
+    assert set(chosen) == {1}
+    assert not cuda.live
+
+
 def test_another_compute_capability(bundle: Path, module: Any, cuda: FakeCudart) -> None:
     add_fake_engine(bundle)
     cuda.sm = "9.0"
