@@ -78,9 +78,9 @@ def estimate_lines(ready: Preparation) -> Iterator[str]:
     """What a build will take, in lines."""
     need = ready.estimate
     yield f"engine: {ready.engine_id or 'none that this host can build'}"
-    yield f"device memory: about {say.megabytes(need.device_bytes)} of {device_memory(ready)}, of it weights"
+    yield f"device memory: about {say.megabytes(need.device_bytes)} of {device_memory(ready)}"
     yield (
-        f"  {say.megabytes(need.weights_bytes)}, activations {say.megabytes(need.activation_bytes)}, "
+        f"  weights {say.megabytes(need.weights_bytes)}, activations {say.megabytes(need.activation_bytes)}, "
         f"inputs, outputs and cache {say.megabytes(need.buffer_bytes)}"
     )
     yield f"to build: about {say.megabytes(need.build_bytes)} of memory, {say.megabytes(need.disk_bytes)} of disk"
