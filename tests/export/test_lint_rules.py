@@ -13,6 +13,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+pytest.importorskip("tensorrt_rtx", reason="NVIDIA publishes it for Linux on x86-64 only")
+
 from planish import profiles
 from planish.export.graph_products import Products
 from planish.export.lint import RULES, Build, LintReport, lint_model
