@@ -35,8 +35,9 @@ FAMILIES = {
 _DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 DISABLED_OPTIMIZERS: tuple[str, ...] = ("SkipLayerNormFusion",)
 ACCURACY_LEVEL = 4
-QDQ_SESSION = {"session.qdq_matmulnbits_accuracy_level": "1"}
-"""ONNX Runtime makes a 4-bit product of the `qdq` dialect a MatMulNBits and rounds its inputs to 8 bits unless told."""
+QDQ_SESSION = {"session.disable_quant_qdq": "1"}
+"""Weights become float16 when a session loads, as in a TensorRT engine. Left to itself, ONNX Runtime 1.31 makes the
+products MatMulNBits, whose weights are not rounded to float16, and 1.23 refuses a table that is also read transposed."""
 
 
 def build_decoder(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from planish import recipes
 from planish.errors import CheckpointError
 from planish.export.emit_blocks import Dimensions
 from planish.export.emit_qdq_blocks import QdqBlocks
@@ -92,7 +92,7 @@ def calibration_rows(checkpoint: Path, vocab: int, longest: int) -> tuple[NDArra
     length = min(WINDOW, longest)
     path = checkpoint / "tokenizer.json"
     if path.is_file():
-        text = resources.files("planish.recipes").joinpath("text-calibrate.txt").read_text(encoding="utf-8")
+        text = recipes.text("calibrate")
         ids = load_tokenizer(path.read_bytes()).encode(text[: WINDOWS * length * 24], add_special_tokens=False).ids
         usable = [token for token in ids if token < vocab][: WINDOWS * length]
         if len(usable) >= length:

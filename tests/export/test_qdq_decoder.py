@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -160,6 +161,23 @@ def test_same_checkpoint_same_bytes(built: Built, llama: Path, tmp_path: Path) -
     for file in built.files:
         assert (built.folder / file).read_bytes() == (again.folder / file).read_bytes()
     assert again.audit == built.audit
+
+
+def test_weights_are_rounded_to_float16_as_engines_do(built: Built, llama: Path) -> None:
+    """The session option of the manifest keeps ONNX Runtime from products whose weights it does not round."""
+    assert built.session == {"session.disable_quant_qdq": "1"}
+    folder = built.folder / "optimized"
+    folder.mkdir()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(folder / "model.onnx")
+    for key, value in built.session.items():
+        options.add_session_config_entry(key, value)
+    onnxruntime.InferenceSession(str(built.folder / built.files[0]), options, providers=["CPUExecutionProvider"])
+    kinds = {node.op_type for node in ir.load(folder / "model.onnx").graph}
+    assert "MatMul" in kinds
+    assert not {"MatMulNBits", "QuantizeLinear", "MatMulIntegerToFloat"} & kinds
 
 
 def test_a_row_in_which_nothing_may_be_seen_is_finite_and_harmless(built: Built) -> None:
