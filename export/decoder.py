@@ -37,7 +37,7 @@ DISABLED_OPTIMIZERS: tuple[str, ...] = ("SkipLayerNormFusion",)
 ACCURACY_LEVEL = 4
 QDQ_SESSION = {"session.disable_quant_qdq": "1"}
 """Weights become float16 when a session loads, as in a TensorRT engine. Left to itself, ONNX Runtime 1.31 makes the
-products MatMulNBits, whose weights are not rounded to float16, and 1.23 refuses a table that is also read transposed."""
+products MatMulNBits, whose weights are not rounded to float16, and 1.23 refuses a table also read transposed."""
 
 
 def build_decoder(
