@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from planish.runtime import (
     BuiltOn,
     EngineInfo,
+    Manifest,
     Range,
     ShapeProfile,
     add_engine,
@@ -107,7 +108,7 @@ def add_fake_engine(
         device=changes.pop("device", BuiltOn("Fake 4090", targets[0], "13.0")),
         profile=changes.pop("profile", "rtx-4090"),
         dialect="qdq",
-        onnx_sha256=changes.pop("onnx_sha256", {"model.onnx": manifest.files["onnx/qdq/model.onnx"].sha256}),
+        onnx_sha256=changes.pop("onnx_sha256", None) or _digests(manifest),
         inputs=changes.pop("inputs", spelled.inputs),
         outputs=spelled.outputs,
         profiles=changes.pop("told", None)
@@ -126,6 +127,12 @@ def add_fake_engine(
     write_engine_info(folder / "engine.json", info)
     add_engine(bundle, name)
     return name
+
+
+def _digests(manifest: Manifest) -> dict[str, str]:
+    """Of every file of the graph."""
+    folder = "onnx/qdq/"
+    return {name[len(folder) :]: entry.sha256 for name, entry in manifest.files.items() if name.startswith(folder)}
 
 
 def _golden(root: Path, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]]) -> None:
