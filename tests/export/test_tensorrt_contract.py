@@ -111,6 +111,8 @@ def test_the_sources_are_read() -> None:
         runtime_names()
     )
     assert {"IBuilderConfig.set_compute_capability", "create_runtime_config"} <= optional_names()
+    assert "STRONGLY_TYPED" in spelled()["export/build_engine.py"]
+    assert {"export/timing_cache.py", "export/build_progress.py", "runtime/plan.py"} <= set(spelled())
     assert len(builder_names()) > 35
     assert len(runtime_names()) > 20
 
