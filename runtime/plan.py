@@ -129,6 +129,7 @@ class Plan:
         self, context: Any, shapes: Shapes, addresses: Mapping[str, int], outputs: Sequence[str]
     ) -> dict[str, tuple[int, ...]]:
         """Sets input shapes and, as far as known, addresses; returns the shapes of ``outputs``."""
+        self.log.lines.clear()
         for name, shape in shapes.items():
             if not context.set_input_shape(name, shape):
                 raise self._refused(f"{name} of shape {list(shape)}")
@@ -153,7 +154,6 @@ class Plan:
 
     def enqueue(self, context: Any, stream: int) -> None:
         """Starts one execution."""
-        self.log.lines.clear()
         if not context.execute_async_v3(stream):
             raise self._refused("these inputs")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -254,10 +255,16 @@ class PlanEngine:
             for step in steps:
                 try:
                     step()
-                except HostError as error:
+                except Exception as error:  # whatever one step says, the others free what they can
                     errors.append(error)
             if errors:
                 raise errors[0]
+
+    def __del__(self) -> None:
+        # A model nobody closed. While Python itself ends, the driver frees everything, and modules may be gone.
+        if not sys.is_finalizing():
+            with contextlib.suppress(Exception):
+                self.close()
 
 
 class DeviceBlocks:

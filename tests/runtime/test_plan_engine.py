@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -315,6 +316,26 @@ def test_closed_models_say_so(bundle: Path, module: Any, cuda: FakeCudart) -> No
     assert not cuda.live
     with pytest.raises(RequestError, match="closed"):
         model.embed("sea")
+
+
+def test_a_model_nobody_closes_is_freed_with_its_last_reference(bundle: Path, module: Any, cuda: FakeCudart) -> None:
+    model = load(bundle)
+    for _ in range(3):
+        model.run(batch(1, 4))
+    assert cuda.live["executable graph"] == 1
+    del model
+    gc.collect()
+    assert not cuda.live
+
+
+def test_closing_frees_the_rest_when_a_step_fails(bundle: Path, module: Any, cuda: FakeCudart) -> None:
+    model = load(bundle)
+    for _ in range(3):
+        model.run(batch(1, 4))
+    cuda.fail("cudaStreamDestroy", ILLEGAL_ADDRESS)
+    with pytest.raises(CudaError, match="illegal memory access"):
+        model.close()
+    assert cuda.live == {"stream": 1}
 
 
 def test_the_rtx_module_records_graphs_itself_and_keeps_kernels(
