@@ -147,3 +147,17 @@ def test_tolerance_and_progress(llama: Path, tmp_path: Path) -> None:
         check(llama, tmp_path / "strict", atol=1e-12)
     with pytest.raises(InputError):
         check(llama, tmp_path / "none", atol=0)
+
+
+@pytest.mark.parametrize(("recipe", "words"), [("int4-symmetric", "int4 g64"), ("int8-weight-only", "int8")])
+def test_the_recipes_for_tensorrt(recipe: str, words: str, tmp_path: Path) -> None:
+    """Shipped recipes whose decoders every engine reads, from a float checkpoint with a tokenizer to a judged graph."""
+    from planish import compress
+    from tests.tiny import tiny_decoder
+
+    compress.compress(tiny_decoder("llama", tmp_path / "float", steps=1), recipe, tmp_path / "q")
+    built = build_decoder(tmp_path / "q", tmp_path / "onnx", dialect="qdq")
+    assert built.precision == {"linear": words, "embedding": "int8", "head": "int8", "compute": "fp16"}
+    model = load_reference(tmp_path / "q", "text-generation")
+    vocabulary = int(model.config.vocab_size)
+    assert check_decoder_qdq(built, model, vocab_size=vocabulary)["max_abs_error"] < 5e-5
