@@ -35,6 +35,8 @@ Arrays = Mapping[str, NDArray[Any]]
 
 LENGTH_STEP = 16
 """Tokens. Tensor cores work on tiles of this size, so the padding costs next to nothing."""
+ALIGNMENT = 256
+"""Bytes; what TensorRT asks of an address."""
 STAGED = 32 << 20
 """Bytes up to which an output comes back through pinned memory, which is kept; a larger one takes CUDA's own way."""
 
@@ -162,10 +164,8 @@ class PlanEngine:
     ) -> dict[str, NDArray[Any]]:
         moves = self.memory.moves
         context = plan.context(profile, self.stream)
-        addresses = {name: self._address(plan.ports[name], array.nbytes) for name, array in inputs.items()}
         self._mark(0)
-        for name, array in inputs.items():
-            self._send(plan.ports[name], addresses[name], array)
+        addresses = self._send(plan, inputs)
         own = [name for name in self.output_names if name not in held]
         found = plan.prepare(context, shapes, {**addresses, **held}, own)
         sizes = {name: _nbytes(found[name], plan.ports[name].dtype) for name in own}
@@ -214,13 +214,23 @@ class PlanEngine:
         pool = self._pinned if port.on_host else self.memory
         return pool.address(port.name, nbytes)
 
-    def _send(self, port: Port, address: int, array: NDArray[Any]) -> None:
-        if port.on_host:
-            array_at(address, array.shape, port.dtype)[...] = array
-            return
-        staging = self._pinned.address(f"{port.name}.staging", array.nbytes)
-        array_at(staging, array.shape, port.dtype)[...] = array
-        self.cuda.copy(address, staging, array.nbytes, self.stream)
+    def _send(self, plan: Plan, inputs: Arrays) -> dict[str, int]:
+        """Puts all inputs into one pinned block and sends it by one copy; returns where each will be."""
+        offsets, total = {}, 0
+        for name, array in inputs.items():
+            if not plan.ports[name].on_host:
+                offsets[name] = total
+                total += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
+        there, here = self.memory.address("inputs", total), self._pinned.address("inputs", total)
+        addresses = {name: there + offset for name, offset in offsets.items()}
+        for name, array in inputs.items():
+            port = plan.ports[name]
+            if port.on_host:
+                addresses[name] = self._pinned.address(name, array.nbytes)
+            target = addresses[name] if port.on_host else here + offsets[name]
+            array_at(target, array.shape, port.dtype)[...] = array
+        self.cuda.copy(there, here, total, self.stream)
+        return addresses
 
     def _fetch(self, port: Port, address: int, shape: tuple[int, ...]) -> NDArray[Any]:
         """The output as it will be once the stream is synchronized."""
