@@ -119,9 +119,8 @@ def test_onnx_runtime_on_the_gpu(cuda: Cuda, tiny: Callable[..., Any]) -> None:
         np.testing.assert_allclose(model.embed(texts), other.embed(texts), atol=1e-3)
 
 
-@pytest.mark.parametrize("module", ["tensorrt", "tensorrt_rtx"])
-def test_an_engine_built_here(cuda: Cuda, module: str, minilm: Path, tmp_path: Path, sentences: list[str]) -> None:
-    """MiniLM in float16, from export to vectors; its time a batch is printed (`-s`)."""
+def built_here(cuda: Cuda, module: str, checkpoint: Path, bundle: Path) -> str:
+    """Exports a checkpoint for this GPU and builds its engine; the engine's id."""
     if module_version(module) is None:
         pytest.skip(f"no module {module} here")
     from planish import profiles
@@ -131,16 +130,24 @@ def test_an_engine_built_here(cuda: Cuda, module: str, minilm: Path, tmp_path: P
     fitting = [profile for profile in known if profile.gpu is not None and profile.gpu.sm == cuda.facts.sm]
     if not fitting:
         pytest.skip(f"no profile for compute capability {cuda.facts.sm}")
-    bundle = export(minilm, tmp_path / "bundle", profile=fitting[0].name).path
+    export(checkpoint, bundle, profile=fitting[0].name)
     try:
         made = build(bundle, profile=fitting[0].name, module=module)
     except HostError as error:
         pytest.skip(f"{module} builds nothing for this GPU: {error}")
     assert made.proved is not None
-    prove_engine(bundle, made.engine_id)
+    return made.engine_id
+
+
+@pytest.mark.parametrize("module", ["tensorrt", "tensorrt_rtx"])
+def test_an_encoder_built_here(cuda: Cuda, module: str, minilm: Path, tmp_path: Path, sentences: list[str]) -> None:
+    """MiniLM in float16, from export to vectors; its time a batch is printed (`-s`)."""
+    bundle = tmp_path / "bundle"
+    name = built_here(cuda, module, minilm, bundle)
+    prove_engine(bundle, name)
     manifest = read_manifest(bundle)
     with load(bundle) as model, load(bundle, "cpu", dialect="qdq") as other:
-        assert model.engine_id == made.engine_id
+        assert model.engine_id == name
         got, wanted = model.embed(sentences), other.embed(sentences)
         assert float((got * wanted).sum(axis=1).min()) > 0.999
         engine = model._open()
@@ -158,3 +165,23 @@ def test_an_engine_built_here(cuda: Cuda, module: str, minilm: Path, tmp_path: P
         load(bundle).close()
     assert cuda.memory()[0] >= free - (16 << 20)  # opening and closing leaks nothing
     assert update_manifest(bundle, gates=[]).engines == manifest.engines
+
+
+@pytest.mark.parametrize("module", ["tensorrt", "tensorrt_rtx"])
+def test_a_decoder_built_here(cuda: Cuda, module: str, tmp_path: Path) -> None:
+    """A tiny Llama: perplexity and tokens of the same graph in ONNX Runtime; its time a token is printed (`-s`)."""
+    from tests.tiny import tiny_decoder
+
+    bundle = tmp_path / "bundle"
+    name = built_here(cuda, module, tiny_decoder("llama", tmp_path / "checkpoint"), bundle)
+    texts = ["Call me Ishmael. Some years ago, never mind how long", "The whale", "It was the whiteness of the whale"]
+    with load(bundle) as model, load(bundle, "cpu", dialect="qdq") as other:
+        assert model.engine_id == name
+        assert model.score(texts).perplexity == pytest.approx(other.score(texts).perplexity, rel=0.01)
+        got, wanted = (each.generate(texts, max_new_tokens=16) for each in (model, other))
+        assert [answer.token_ids[:4] for answer in got] == [answer.token_ids[:4] for answer in wanted]
+        alone = [model.generate(text, max_new_tokens=16) for text in texts]
+        assert [answer.token_ids[:4] for answer in alone] == [answer.token_ids[:4] for answer in wanted]
+        begun = time.perf_counter()
+        count = len(model.generate(texts[0], max_new_tokens=100).token_ids)
+        print(f"\n{cuda.facts}: {1e3 * (time.perf_counter() - begun) / count:.3f} ms a token")
