@@ -127,9 +127,10 @@ def built_here(cuda: Cuda, module: str, checkpoint: Path, bundle: Path) -> str:
     from planish.export import build, export
 
     known = [profiles.load(name) for name in profiles.names()]
-    fitting = [profile for profile in known if profile.gpu is not None and profile.gpu.sm == cuda.facts.sm]
+    here = [profile for profile in known if profile.gpu is not None and profile.gpu.sm == cuda.facts.sm]
+    fitting = [profile for profile in here if module.replace("_", "-") in {engine.name for engine in profile.engines}]
     if not fitting:
-        pytest.skip(f"no profile for compute capability {cuda.facts.sm}")
+        pytest.skip(f"no profile for compute capability {cuda.facts.sm} with {module}")
     export(checkpoint, bundle, profile=fitting[0].name)
     try:
         made = build(bundle, profile=fitting[0].name, module=module)
