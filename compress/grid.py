@@ -36,9 +36,9 @@ class Quantized:
     """The integers of a weight ``[out, in]``, and what turns them back: ``(values - zero_point) * scale``."""
 
     values: Tensor
-    """int8 ``[out, in]``, signed: -8..7 (4 bit), -128..127 (8 bit), -127..127 (8 bit symmetric)."""
+    """int8 ``[out, in]``, signed: -8..7 (4 bit), -128..127 (8 bit), -127..127 (8 bit symmetric); or float8_e4m3fn."""
     scale: Tensor
-    """float32 ``[out, groups]``, each a positive normal fp16 number."""
+    """float32 ``[out, groups]`` (float8: ``[1, 1]``), each a positive normal fp16 number."""
     zero_point: Tensor | None
     """int8 ``[out, groups]``, in the range of ``values``; None if symmetric."""
     bits: int

@@ -93,13 +93,14 @@ def input_scales(
     percentile: float,
     smoothing: float | None,
     plain: Collection[str] = (),
+    steps: float = HALF_STEPS,
     tick: Callable[[int, int], None],
     pieces: Pieces,
 ) -> dict[str, InputScale]:
     """Module name -> how its input is quantized, from calibration ``windows`` (int64 ``[n, tokens]`` each, no padding).
 
     Layers that read the same tensor get the same. ``smoothing`` is SmoothQuant's ``a``, None for none; the inputs of
-    ``plain`` layers are left out of it.
+    ``plain`` layers are left out of it. ``steps`` is what the largest magnitude becomes.
 
     Raises:
         RecipeError: a layer is not called.
@@ -119,7 +120,7 @@ def input_scales(
         counted = Histograms(factors)
         observe(model, layers, windows, counted, tick=tick, pieces=pieces, piece="histograms")
         reached = {name: seen.limit(method, percentile) for name, seen in counted.seen.items()}
-    made = {name: InputScale(static_scale(limit), factors.get(name)) for name, limit in reached.items()}
+    made = {name: InputScale(static_scale(limit, steps), factors.get(name)) for name, limit in reached.items()}
     return {name: made[leader] for name, leader in leaders.items()}
 
 
@@ -133,7 +134,7 @@ def pre_quant_scale(largest: Tensor, weights: list[Tensor], smoothing: float) ->
     return to_scale(s.log().mean().exp() / s)
 
 
-def static_scale(limit: float) -> float:
-    """The scale of int8 inputs up to ``limit``; a float16, as all scales are stored, and never 0."""
-    scale = torch.tensor(limit / HALF_STEPS).clamp(min=2.0**-23, max=torch.finfo(torch.float16).max)
+def static_scale(limit: float, steps: float = HALF_STEPS) -> float:
+    """The scale that puts ``limit`` on ``steps``; a float16, as all scales are stored, and never 0."""
+    scale = torch.tensor(limit / steps).clamp(min=2.0**-23, max=torch.finfo(torch.float16).max)
     return float(scale.to(torch.float16))

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from planish.compress.activations import FLOAT8
 from planish.compress.bench import Bench, Stored
 from planish.compress.grid import Quantized
 from planish.compress.packing import pack
@@ -27,6 +28,8 @@ def layer_tensors(name: str, stored: Stored) -> dict[str, torch.Tensor]:
     q = stored.quantized
     scale = q.scale.to(torch.float16)
     if not stored.packed:
+        if _is_float8(q):
+            scale = scale.reshape(1)
         tensors = {f"{name}.weight": q.values, f"{name}.weight_scale": scale}
         if stored.input_scale is not None:
             tensors[f"{name}.input_scale"] = torch.tensor([stored.input_scale], dtype=torch.float16)
@@ -67,14 +70,16 @@ def quantization_config(bench: Bench) -> dict[str, Any]:
 
 
 def _scheme(layer: Layer, stored: Stored) -> dict[str, Any]:
+    float8 = _is_float8(stored.quantized)
     scheme: dict[str, Any] = {
-        "format": "pack-quantized" if stored.packed else "int-quantized",
+        "format": "pack-quantized" if stored.packed else "float-quantized" if float8 else "int-quantized",
         "weights": _weights(stored.quantized),
     }
     if stored.activations is not None:
         static = stored.activations == "static"
         strategy = "tensor" if static else stored.activations
-        scheme["input_activations"] = _arguments(8, True, strategy, None, dynamic=not static)
+        kind = "float" if float8 else "int"
+        scheme["input_activations"] = _arguments(8, True, strategy, None, dynamic=not static, kind=kind)
     # No such keys in compressed-tensors: its strict schema refuses the checkpoint, instead of filling layers it cannot
     # see with random numbers, or leaving out what it does not know.
     if stored.pre_quant_scale is not None:
@@ -85,14 +90,22 @@ def _scheme(layer: Layer, stored: Stored) -> dict[str, Any]:
 
 
 def _weights(q: Quantized) -> dict[str, Any]:
+    if _is_float8(q):
+        return _arguments(8, True, "tensor", None, dynamic=False, kind="float")
     strategy = "channel" if q.group_size is None else "group"
     return _arguments(q.bits, q.zero_point is None, strategy, q.group_size, dynamic=False)
 
 
-def _arguments(bits: int, symmetric: bool, strategy: str, group_size: int | None, *, dynamic: bool) -> dict[str, Any]:
+def _is_float8(q: Quantized) -> bool:
+    return q.values.dtype == FLOAT8
+
+
+def _arguments(
+    bits: int, symmetric: bool, strategy: str, group_size: int | None, *, dynamic: bool, kind: str = "int"
+) -> dict[str, Any]:
     return {
         "num_bits": bits,
-        "type": "int",
+        "type": kind,
         "symmetric": symmetric,
         "strategy": strategy,
         "group_size": group_size,

@@ -74,7 +74,8 @@ def _quantize_inputs(module: nn.Module, name: str, scheme: Scheme, scales: dict[
     for part, wanted in (("input_scale", not dynamic), ("pre_quant_scale", smoothed)):
         if wanted and f"{name}.{part}" not in scales:
             raise CheckpointError(f"{name}.{part}, as quantization_config says", "none", _AGAIN)
-    quantize_inputs(module, inputs["strategy"], None if dynamic else scales[f"{name}.input_scale"], factor)
+    scale = None if dynamic else scales[f"{name}.input_scale"]
+    quantize_inputs(module, inputs["strategy"], scale, factor, float8=inputs.get("type") == "float")
 
 
 _AGAIN = "write the checkpoint again with planish compress"
@@ -122,6 +123,7 @@ def _quantized(name: str, scheme: Scheme, tensors: dict[str, torch.Tensor]) -> Q
     bits = int(weights["num_bits"])
     try:
         scale = tensors[f"{name}.weight_scale"].float()
+        scale = scale.reshape(-1, scale.shape[-1])  # one of a whole tensor has no axes
         zero_point = None
         if scheme["format"] == "pack-quantized":
             columns = int(tensors[f"{name}.weight_shape"][1])

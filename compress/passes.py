@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["PASSES", "Pass", "build", "pass_names", "run"]
 
 PASSES = {
+    "fp8-linear": "planish.compress.fp8_linear:Fp8Linear",
     "int8-linear": "planish.compress.int8_linear:Int8Linear",
     "int8-embedding": "planish.compress.int8_embedding:Int8Embedding",
     "weight-only": "planish.compress.weight_only:WeightOnly",

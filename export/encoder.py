@@ -104,18 +104,25 @@ Lowered = tuple[dict[str, str], dict[str, Any]]
 
 
 def _lower_ort(model: ir.Model, traced: Traced, scratch: Path, texts: Sequence[Arrays]) -> Lowered:
-    return lower_to_ort(model, traced.reader, traced.prefix), {"disabled_optimizers": DISABLED_OPTIMIZERS}
+    precision = lower_to_ort(model, traced.reader, traced.prefix)
+    return precision, {"disabled_optimizers": DISABLED_OPTIMIZERS, "session": _session(precision)}
 
 
 def _lower_qdq(model: ir.Model, traced: Traced, scratch: Path, texts: Sequence[Arrays]) -> Lowered:
     precision = lower_to_qdq(model, traced.reader, traced.prefix)
     _save(model, scratch, TWIN)
-    ranges = measure_ranges(scratch / TWIN, texts)
+    session = QDQ_SESSION | _session(precision)
+    ranges = measure_ranges(scratch / TWIN, texts, session)
     casts = to_half(model, ranges.wide)
     words = precision | {"compute": "fp16 + fp32" if ranges.wide else "fp16"}
     words |= {role: kind.replace("fp32", "fp16") for role, kind in precision.items() if role != "compute"}
     audit = {"ranges": ranges.to_json(), "casts": casts}
-    return words, {"audit": audit, "disabled_optimizers": DISABLED_OPTIMIZERS, "session": QDQ_SESSION}
+    return words, {"audit": audit, "disabled_optimizers": DISABLED_OPTIMIZERS, "session": session}
+
+
+def _session(precision: dict[str, str]) -> dict[str, str]:
+    """ONNX Runtime takes FP8 quantizers for integer ones, and refuses the product it makes of them."""
+    return {"session.disable_quant_qdq": "1"} if "fp8" in precision["linear"] else {}
 
 
 def input_names(model: Any) -> tuple[str, ...]:

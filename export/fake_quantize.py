@@ -13,6 +13,7 @@ from planish.export.layers import QuantizedLinear
 __all__ = ["quantize_inputs"]
 
 _HALF_STEPS = 127.5
+_FLOAT8 = 448.0  # the largest E4M3 number
 _SMALLEST = torch.finfo(torch.float32).eps
 
 
@@ -24,6 +25,8 @@ def quantize_inputs(module: nn.Module, layer: QuantizedLinear) -> None:
     def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         x = inputs[0] if factor is None else inputs[0] * factor
         scale = _scale(x, layer.activations == "token") if static is None else static
+        if layer.is_float8:
+            return ((x / scale).clamp(-_FLOAT8, _FLOAT8).to(torch.float8_e4m3fn).to(x.dtype) * scale, *inputs[1:])
         return (torch.round(torch.clamp(x / scale, -128, 127)) * scale, *inputs[1:])
 
     module.register_forward_pre_hook(hook)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -34,10 +35,11 @@ class FloatLinear:
 class QuantizedLinear:
     """Integers and scales as stored; weight = ``(values - zero_point) * scale``.
 
-    ``values`` int8 ``[out, in]`` in the signed range of ``bits``; ``scale`` float32 ``[out, groups]``; ``zero_point``
-    int8 of the same shape, None if symmetric; ``group_size`` None means one group a row. ``activations`` says whether
-    inputs are quantized to 8 bits too: dynamically per token or with one scale a tensor, or with the static
-    ``input_scale``, after they were multiplied by ``pre_quant_scale`` (float32 ``[in]``) if there is one.
+    ``values`` int8 ``[out, in]`` in the signed range of ``bits``, or float8_e4m3fn; ``scale`` float32
+    ``[out, groups]``; ``zero_point`` int8 of the same shape, None if symmetric; ``group_size`` None means one group a
+    row. ``activations`` says whether inputs are quantized to 8 bits too: dynamically per token or with one scale a
+    tensor, or with the static ``input_scale``, after they were multiplied by ``pre_quant_scale`` (float32 ``[in]``) if
+    there is one.
     """
 
     values: Array
@@ -55,11 +57,22 @@ class QuantizedLinear:
         return int(self.values.shape[0]), int(self.values.shape[1])
 
     @property
+    def is_float8(self) -> bool:
+        """Whether the values are E4M3 numbers, and so are the inputs."""
+        return bool(self.values.dtype == ml_dtypes.float8_e4m3fn)
+
+    @property
+    def words(self) -> str:
+        """How the weight is stored, for a person to read."""
+        return "fp8" if self.is_float8 else f"int{self.bits}"
+
+    @property
     def input_words(self) -> str:
         """How inputs are quantized, for a person to read."""
         if self.activations is None:
             return "float"
-        return "int8 static" if self.activations == "static" else f"int8 per {self.activations}"
+        kind = "fp8" if self.is_float8 else "int8"
+        return f"{kind} static" if self.activations == "static" else f"{kind} per {self.activations}"
 
     def dequantized(self) -> Array:
         """The float32 weight ``[out, in]`` that the integers stand for, ``pre_quant_scale`` included."""

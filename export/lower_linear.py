@@ -20,6 +20,7 @@ from planish.errors import CheckpointError
 from planish.export.emit_graph import EmitGraph
 from planish.export.emit_linear import emit_linear
 from planish.export.lower_builder import CONTRIB, Builder
+from planish.export.lower_float8 import lower_float8
 from planish.export.reader import FloatLinear, QuantizedLinear
 
 __all__ = ["lower_linear", "smoothed"]
@@ -36,6 +37,8 @@ def lower_linear(build: Builder, x: ir.Value, layer: FloatLinear | QuantizedLine
     if isinstance(layer, FloatLinear) or layer.activations is None:
         # the emitter asks no more of a graph than Builder gives
         return emit_linear(cast(EmitGraph, build), x, layer, name, accuracy_level=4)
+    if layer.is_float8:
+        return lower_float8(build, x, layer, name)
     _check(layer, name)
     return _per_token(build, x, layer, name) if layer.activations == "token" else _one_scale(build, x, layer, name)
 

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from planish.errors import CheckpointError
+from planish.export.lower_float8 import lower_float8
 from planish.export.lower_linear import smoothed
 from planish.export.lower_walk import Lowering
 from planish.export.reader import CheckpointReader, QuantizedLinear
@@ -46,6 +47,8 @@ class _ToQdq(Lowering):
     def integers(self, x: ir.Value, layer: QuantizedLinear, module: str) -> ir.Value:
         name = f"{module}.quantized"
         _check(layer, module)
+        if layer.is_float8:
+            return lower_float8(self.build, x, layer, name)
         if layer.activations is not None:
             x = self._rounded(x, layer, name)
         product = self.build.op("MatMul", x, self._weight(layer, module, name))

@@ -86,7 +86,7 @@ class Lowering(ABC):
         else:
             # the traced bias, for checkpoints store a tied bias under one of its names only
             layer = replace(layer, bias=bias.const_value.numpy() if bias is not None and bias.const_value else None)
-            self.kinds["linear"].add(f"int{layer.bits}")
+            self.kinds["linear"].add(layer.words)
             if layer.activations is not None:
                 self.kinds["activations"].add(layer.input_words)
             output = self.integers(x, layer, module)

@@ -50,8 +50,13 @@ class Ranges:
         return {"limit": LIMIT, "largest": named, "fp32": list(self.wide)}
 
 
-def measure_ranges(path: Path, batches: Iterable[Mapping[str, NDArray[Any]]]) -> Ranges:
-    """Run the graph at ``path`` (float32) on ``batches`` of its inputs and keep the largest magnitudes."""
+def measure_ranges(
+    path: Path, batches: Iterable[Mapping[str, NDArray[Any]]], entries: Mapping[str, str] | None = None
+) -> Ranges:
+    """Run the graph at ``path`` (float32) on ``batches`` of its inputs and keep the largest magnitudes.
+
+    ``entries`` are session config entries the graph needs.
+    """
     model = ir.load(path)
     fill_types(model.graph)
     watched = [value for node in model.graph for value in node.outputs if value.dtype == ir.DataType.FLOAT]
@@ -70,15 +75,17 @@ def measure_ranges(path: Path, batches: Iterable[Mapping[str, NDArray[Any]]]) ->
     wanted = [f"range.{index}" for index in range(len(watched))]
     seen = np.zeros(len(watched))
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        session = _session(model, Path(folder))
+        session = _session(model, Path(folder), entries or {})
         for batch in batches:
             seen = np.maximum(seen, np.array([float(one) for one in session.run(wanted, dict(batch))]))
     names = [str(value.name) for value in watched]
     return Ranges(dict(zip(names, seen.tolist(), strict=True)), tuple(dict.fromkeys(reported)))
 
 
-def _session(model: ir.Model, folder: Path) -> onnxruntime.InferenceSession:
+def _session(model: ir.Model, folder: Path, entries: Mapping[str, str]) -> onnxruntime.InferenceSession:
     ir.save(model, folder / "ranges.onnx")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    for key, value in entries.items():
+        options.add_session_config_entry(key, value)
     return onnxruntime.InferenceSession(str(folder / "ranges.onnx"), options, providers=["CPUExecutionProvider"])

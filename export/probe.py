@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -75,6 +76,8 @@ def _is_gathered(value: ir.Value) -> bool:
 
 def _signed(array: NDArray[Any]) -> NDArray[Any]:
     """com.microsoft's 8-bit blocks are offset to unsigned, and have an axis of blocks."""
+    if array.dtype == ml_dtypes.float8_e4m3fn:
+        return array
     if array.dtype != np.uint8:
         return array.astype(np.int8, copy=False)  # int4 of the qdq dialect
     return (array.astype(np.int16) - 128).astype(np.int8).reshape(len(array), -1)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes  # noqa: F401  registers bfloat16 with numpy, which safetensors looks up by name
+import ml_dtypes  # also registers bfloat16 with numpy, which safetensors looks up by name
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
@@ -27,7 +27,7 @@ __all__ = ["CheckpointReader", "FloatLinear", "QuantizedLinear", "read_json", "u
 
 Array = NDArray[Any]
 
-_FORMATS = ("pack-quantized", "int-quantized", "naive-quantized")
+_FORMATS = ("pack-quantized", "int-quantized", "naive-quantized", "float-quantized")
 _LINEAR_CLASSES = ("Linear", "Conv1D")
 _EMBEDDING_CLASSES = ("Embedding",)
 
@@ -95,6 +95,8 @@ class CheckpointReader:
         path = self._require(name)
         try:
             with safe_open(str(path), framework="np") as file:
+                if file.get_slice(name).get_dtype() == "F8_E4M3":  # a type numpy has no name for
+                    return _float8(path, name)
                 tensor: Array = file.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
@@ -173,7 +175,7 @@ class CheckpointReader:
             )
         zero_point = None if zero_point is None else np.ascontiguousarray(zero_point.astype(np.int8))
         return QuantizedLinear(
-            values.astype(np.int8, copy=False),
+            values if values.dtype == ml_dtypes.float8_e4m3fn else values.astype(np.int8, copy=False),
             scale,
             zero_point,
             scheme.bits,
@@ -264,6 +266,17 @@ def _weight_files(directory: Path) -> list[Path]:
     return paths
 
 
+def _float8(path: Path, name: str) -> Array:
+    """An E4M3 tensor out of a file whose header safetensors has checked."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        entry = json.loads(file.read(length))[name]
+        start, stop = entry["data_offsets"]
+        file.seek(8 + length + start)
+        array: Array = np.frombuffer(file.read(stop - start), ml_dtypes.float8_e4m3fn).reshape(entry["shape"])
+    return array
+
+
 def read_json(path: Path, expected: str) -> dict[str, Any]:
     """A JSON object; raises ``CheckpointError`` if ``path`` holds none, ``expected`` says what was wanted."""
     try:
@@ -303,14 +316,14 @@ def _scheme(name: str, group: dict[str, Any], top_format: str) -> _Scheme:
     inputs, smoothed = group.get("input_activations"), bool(group.get("pre_quant_scale"))
     problem = (
         form not in _FORMATS
-        or weights.get("type", "int") != "int"
+        or weights.get("type", "int") not in (("float",) if form == "float-quantized" else ("int",))
         or strategy not in ("channel", "group", "tensor")
-        or (inputs is not None and not _known_inputs(inputs))
+        or (inputs is not None and not _known_inputs(inputs, form))
         or (smoothed and (inputs is None or inputs.get("dynamic", False)))
     )
     if problem:
         raise CheckpointError(
-            f"group {name}: {' | '.join(_FORMATS)}, integer weights by channel or group, symmetric 8-bit inputs",
+            f"group {name}: {' | '.join(_FORMATS)}, int weights by channel or group, or float8 by tensor, 8-bit inputs",
             f"format {form}, weights {weights.get('type')} by {strategy}, inputs {inputs}",
             "compress the original checkpoint with `planish compress`",
         )
@@ -322,13 +335,13 @@ def _scheme(name: str, group: dict[str, Any], top_format: str) -> _Scheme:
     return _Scheme(tuple(group["targets"]), int(weights["num_bits"]), group_size, symmetric, activations, smoothed)
 
 
-def _known_inputs(inputs: dict[str, Any]) -> bool:
+def _known_inputs(inputs: dict[str, Any], form: str) -> bool:
     """Dynamic by token or tensor, or static with one scale a layer."""
     dynamic, strategy = inputs.get("dynamic", False), inputs.get("strategy")
     known = strategy in ("token", "tensor") if dynamic is True else strategy == "tensor" and dynamic is False
-    return (
-        known and inputs.get("num_bits") == 8 and inputs.get("symmetric", True) and inputs.get("type", "int") == "int"
-    )
+    kinds = ("float",) if form == "float-quantized" else ("int",)
+    eight = inputs.get("num_bits") == 8 and inputs.get("symmetric", True) and inputs.get("type", "int") in kinds
+    return known and eight and (form != "float-quantized" or dynamic is False)
 
 
 def _matches(module: str, classes: tuple[str, ...], pattern: str) -> bool:

@@ -24,7 +24,15 @@ passes:
 
 
 def test_shipped_recipes() -> None:
-    assert recipes.names() == ["int4", "int4-round", "int4-symmetric", "int8", "int8-dynamic", "int8-weight-only"]
+    assert recipes.names() == [
+        "fp8",
+        "int4",
+        "int4-round",
+        "int4-symmetric",
+        "int8",
+        "int8-dynamic",
+        "int8-weight-only",
+    ]
     for name in recipes.names():
         recipe = load_recipe(name)
         assert recipe.name == name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -94,6 +95,18 @@ def test_weight_only_and_float_checkpoints_have_a_qdq_form(tmp_path: Path) -> No
         made = export(source, tmp_path / name, profile=PROFILE)
         assert made.manifest.dialects["qdq"].precision["linear"] == words
         assert made.manifest.parity["qdq"].max_abs_error < 1e-4
+
+
+def test_fp8_is_spelled_alike_in_both_dialects(tmp_path: Path) -> None:
+    made = export(small_quantized("bert", "feature-extraction", "fp8", tmp_path), tmp_path / "bundle", profile=PROFILE)
+    ort, qdq = (graph_integers(made.path / "onnx" / name / "model.onnx") for name in ("ort", "qdq"))
+    name = "encoder.layer.1.output.dense"
+    assert ort[name].dtype == ml_dtypes.float8_e4m3fn
+    assert ort[name].tobytes() == qdq[name].tobytes()
+    assert made.manifest.dialects["qdq"].precision["linear"] == "fp8"
+    assert made.manifest.parity["qdq"].max_abs_error < 1e-4
+    rules = [finding.rule for finding in lint_model(made.path / "onnx/qdq/model.onnx", profiles.load("a10")).findings]
+    assert any("fp8" in rule for rule in rules), "compute capability 8.6 has no FP8"
 
 
 def test_scales_found_at_run_time_are_refused_with_the_recipe_to_take(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ HALVES = ["compress", "export", "gate", "profiles", "recipes", "runtime"]
 # who may import whom, besides itself and errors
 MAY = {
     "compress": {"recipes"},
-    "export": {"runtime", "profiles"},
+    "export": {"runtime", "profiles", "recipes"},
     "gate": {"runtime"},
     "profiles": set(),
     "recipes": set(),
