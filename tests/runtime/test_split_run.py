@@ -15,6 +15,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from planish.errors import BundleError, HostError, ParityError, RequestError
+from planish.gate.clock import ProcessClock
+from planish.gate.likelihood import compare_likelihood
+from planish.gate.workloads import Shape, probes
 from planish.runtime import Model, load, prove_engine
 from planish.runtime.decoders import Run, SplitDecoder
 from planish.runtime.manifest import Generation as DecoderInfo
@@ -300,6 +303,17 @@ def test_engines_that_take_little(
         assert opened.generate(PROMPTS[:2], max_new_tokens=9) == other.generate(PROMPTS[:2], max_new_tokens=9)
         wanted = other.score(PROMPTS[0])
         np.testing.assert_allclose(opened.score(PROMPTS[0]).nll[0], wanted.nll[0], atol=TOLERANCE)
+
+
+def test_the_gate_measures_whatever_runs(split: Model, ort: Model, judge_text: str, cuda: FakeCudart) -> None:
+    idle = cuda.live
+    timings = probes([split], Shape(2, 12), ProcessClock(), 0)[0](ProcessClock())
+    assert timings.keys() == {"prefill", "decode"}
+    found = compare_likelihood(split, ort, [judge_text[:6000]], max_tokens=600)
+    assert not found.failures
+    assert found.top_1.value > 0.97
+    assert found.divergence.value < 1e-3
+    assert cuda.live == idle
 
 
 def test_the_golden_set_tries_prefill_and_step(
