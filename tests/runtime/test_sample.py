@@ -89,9 +89,10 @@ def test_any_settings_match_transformers(
     scores = logits(seed, 257, spread)
     sampling = Sampling(temperature, top_k, top_p, min_p)
     expected, got = reference(scores, sampling), ours(scores, sampling)
-    # Float sums in another order may move one borderline token; it can only be the lightest one kept. What a float32
-    # rounds to 0 (the reference here has doubles) is never drawn either way.
-    assert abs(np.count_nonzero(got > 1e-30) - np.count_nonzero(expected > 1e-30)) <= 1
+    # Float sums in another order may move one borderline token; it can only be the lightest one kept. Tokens lighter
+    # than a float32 sum near 1 can tell (the reference here has doubles) may come and go together.
+    heavy = np.maximum(got, expected) > 1e-7
+    assert np.count_nonzero((got > 0)[heavy] != (expected > 0)[heavy]) <= 1
     assert 0.5 * np.abs(got - expected).sum() <= 1.01 * min(expected[expected > 0].min(), got[got > 0].min()) + 1e-5
 
 
