@@ -35,8 +35,8 @@ class Graph:
         return name
 
     def linear(self, x: str, name: str, width_in: int, width_out: int) -> str:
-        """``x @ weight + bias``: ``int8`` or ``fp8`` with a static input scale, ``int8-weight``, ``int4-weight``, or
-        plain ``fp16``."""
+        """``x @ weight + bias``: ``int8`` or ``fp8`` with a static input scale, ``int8-weight``, ``int8-blocks``,
+        ``int4-weight``, or plain ``fp16``."""
         weight = self.draw.normal(0, width_in**-0.5, (width_out, width_in))
         if self.linear_as in ("int8", "fp8"):
             kind = TensorProto.INT8 if self.linear_as == "int8" else TensorProto.FLOAT8E4M3FN
@@ -47,8 +47,10 @@ class Graph:
 
     def weight(self, name: str, weight: np.ndarray) -> str:
         """A weight ``[out, in]`` as the right side of a product."""
-        if self.linear_as == "int4-weight":
-            return self.int4(name, weight)
+        if self.linear_as in ("int4-weight", "int8-blocks"):
+            return self.blocks(
+                name, weight, *((TensorProto.INT4, 7) if "4" in self.linear_as else (TensorProto.INT8, 127))
+            )
         table = self.constant(name, weight)
         if self.linear_as != "fp16":
             limit, kind = (448, TensorProto.FLOAT8E4M3FN) if self.linear_as == "fp8" else (127.5, TensorProto.INT8)
@@ -61,12 +63,12 @@ class Graph:
             table = self.op("DequantizeLinear", name, self.constant(f"{name}.scale", scale), axis=0)
         return self.op("Transpose", table, perm=[1, 0])
 
-    def int4(self, name: str, weight: np.ndarray) -> str:
+    def blocks(self, name: str, weight: np.ndarray, kind: int, most: int) -> str:
         """In blocks of 32 along the inputs, stored ``[in, out]``."""
         blocks = weight.T.reshape(-1, 32, weight.shape[0])
-        scale = (np.abs(blocks).max(1) / 7).astype(np.float16)
-        integers = np.clip(np.round(blocks / scale[:, None]), -8, 7).astype(int)
-        self.weights[name] = helper.make_tensor(name, TensorProto.INT4, weight.T.shape, integers.ravel().tolist())
+        scale = (np.abs(blocks).max(1) / most).astype(np.float16)
+        integers = np.clip(np.round(blocks / scale[:, None]), -most - 1, most).astype(int)
+        self.weights[name] = helper.make_tensor(name, kind, weight.T.shape, integers.ravel().tolist())
         return self.op("DequantizeLinear", name, self.constant(f"{name}.scale", scale), axis=0, block_size=32)
 
     def norm(self, x: str, name: str) -> str:

@@ -15,6 +15,7 @@ pytest.importorskip("tensorrt_rtx", reason="NVIDIA publishes it for Linux on x86
 from planish import export, runtime
 from planish.errors import BundleError, HostError, InputError, ProfileError
 from planish.export.build_bundle import prepare
+from planish.export.lint import lint_model
 from planish.export.tensorrt_module import choose
 from planish.profiles import load
 from planish.runtime import BuiltOn
@@ -172,6 +173,20 @@ def test_what_stands_in_the_way_is_listed_without_being_raised(tmp_path: Path) -
     assert [type(error) for error in ready.refused] == [HostError, ProfileError]
     assert ready.engine_id is None
     assert left(bundle) == []
+
+
+def test_rules_are_held_to_the_module_at_hand_and_not_to_the_releases_of_the_profile(tmp_path: Path) -> None:
+    """INT8 in blocks is beyond TensorRT 10.3, which the profile names; TensorRT-RTX, which builds here, takes it."""
+    bundle, path = make_bundle(tmp_path / "bundle", linear="int8-blocks"), make_profile(tmp_path)
+    software = 'software:\n  - cuda: "12.6"\n    tensorrt: "10.3"\n'
+    text = path.read_text().replace("sources:", f'{software}sources:\n  software: "none: a test"')
+    path.write_text(text, encoding="utf-8")
+    graph = bundle / "onnx" / "qdq" / "model.onnx"
+    assert "int8-block-version" in lint_model(graph, load(str(path))).broken
+    ready = prepare(bundle, profile=str(path))
+    assert ready.refused == ()
+    assert "int8-block-version" not in ready.lint.broken
+    assert ready.lint.not_checked == ()  # the rules about the build itself were asked too
 
 
 def test_a_profile_with_full_tensorrt_alone_says_so() -> None:
