@@ -23,7 +23,7 @@ from planish.errors import RecipeError
 __all__ = ["TOKENS_PER_BATCH", "Collector", "SharedInputs", "no_cache", "observe"]
 
 TOKENS_PER_BATCH = 2048
-_SAVE_EVERY = 2.0  # seconds of work a kill may cost
+_SAVE_EVERY = 1.0  # seconds of work a kill may cost
 
 
 class Collector(Protocol):
