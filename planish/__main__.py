@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader went away: nothing to say to it
         return 0
     except Exception as error:
-        return report(as_ours(error), json_wanted=json_wanted)
+        return report(as_ours(error, argv[0] if argv else ""), json_wanted=json_wanted)
     return int(result or 0)
 
 
@@ -76,8 +76,8 @@ def escaped(error: UnicodeError) -> tuple[str, int]:
     return json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 
-def as_ours(error: Exception) -> Exception:
-    """The planish error an operating system or import error stands for; others are returned as they are."""
+def as_ours(error: Exception, command: str) -> Exception:
+    """The planish error an operating system or import error of ``command`` stands for; others as they are."""
     if isinstance(error, PlanishError):
         return error
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -91,31 +91,16 @@ def as_ours(error: Exception) -> Exception:
             "a path we may use", f"no permission for {error.filename}", "check the owner or choose another"
         )
     if isinstance(error, ModuleNotFoundError) and error.name:
+        from planish.extras import extra_for
+
         top = error.name.split(".")[0]
-        extra = EXTRAS.get(top)
-        if extra:
+        if extra := extra_for(top, command):
             return HostError(
                 f"package {top!r} for this command", "it is not installed", f"pip install 'planish[{extra}]'"
             )
     if isinstance(error, MemoryError):
         return HostError("enough memory", "none left", "close other programs or take a smaller batch")
     return error
-
-
-# Which extra brings a package that a command may miss.
-EXTRAS = {
-    "torch": "compress",
-    "transformers": "compress",
-    "compressed_tensors": "compress",
-    "safetensors": "compress",
-    "pydantic": "compress",
-    "optimum": "compress",
-    "gguf": "compress",
-    "accelerate": "compress",
-    "onnx": "export",
-    "onnxscript": "export",
-    "onnx_ir": "export",
-}
 
 
 def report(error: Exception, *, json_wanted: bool) -> int:

@@ -7,19 +7,17 @@ import platform
 import re
 import shutil
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from planish import __version__
+from planish.extras import find_extras
 from planish.profiles import Detection, detect
 from planish.runtime import installed_plugins
 
 __all__ = ["diagnose"]
 
 OLDEST_ONNXRUNTIME = (1, 23)
-MODULES = {"pyyaml": "yaml"}
-"""Distributions whose module is not their name with ``_`` for ``-``."""
 BUILDS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-qnn")
 """Distributions that all install the module ``onnxruntime``."""
 INT8 = (
@@ -55,44 +53,6 @@ def diagnose(root: Path = Path("/"), cwd: Path | None = None) -> dict[str, Any]:
         "unseen": list(seen.unseen),
         "problems": [{"what": what, "fix": fix} for what, fix in find_problems(seen, disk["free_bytes"])],
     }
-
-
-def find_extras() -> dict[str, dict[str, Any]]:
-    """Each extra: whether all of it can be imported, what is missing, and the command that installs it."""
-    try:
-        lines = importlib.metadata.requires("planish") or []
-    except importlib.metadata.PackageNotFoundError:
-        return {}
-    needs: dict[str, list[str]] = {}
-    for line in lines:
-        found = re.match(r"([\w.-]+)(?:\[([\w,-]+)\])?.*extra == ['\"]([\w-]+)['\"]", line)
-        if found and found[3] not in ("all", "dev"):
-            inner = [f"[{name}]" for name in found[2].split(",")] if found[1] == "planish" and found[2] else [found[1]]
-            needs.setdefault(found[3], []).extend(inner)
-    return {extra: extra_state(extra, needs) for extra in needs}
-
-
-def extra_state(extra: str, needs: dict[str, list[str]]) -> dict[str, Any]:
-    """One extra's state, with the extras inside it."""
-    missing = sorted({name for name in flat(extra, needs) if not importable(name)})
-    return {"ready": not missing, "missing": missing, "install": f"pip install 'planish[{extra}]'"}
-
-
-def flat(extra: str, needs: dict[str, list[str]]) -> list[str]:
-    """The distributions of an extra and of the extras it names, such as ``[compress]``."""
-    found: list[str] = []
-    for name in needs.get(extra, []):
-        found += flat(name[1:-1], needs) if name.startswith("[") else [name]
-    return found
-
-
-def importable(distribution: str) -> bool:
-    """Whether the module of a distribution is there, without importing it."""
-    name = distribution.lower()
-    try:
-        return find_spec(MODULES.get(name, name.replace("-", "_"))) is not None
-    except (ImportError, ValueError):
-        return False
 
 
 def find_onnxruntime(seen: Detection) -> dict[str, Any]:

@@ -62,17 +62,6 @@ def test_what_a_cpu_means_for_int8(machine: str, instruction: str | None, word: 
     assert word in told["meaning"]
 
 
-def test_missing_extras_name_what_is_missing_and_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = doctor.find_spec
-    monkeypatch.setattr(doctor, "find_spec", lambda name: None if name in ("torch", "onnx_ir") else real(name))
-    extras = doctor.find_extras()
-    assert not extras["compress"]["ready"]
-    assert "torch" in extras["compress"]["missing"]
-    assert {"torch", "onnx-ir"} <= set(extras["export"]["missing"])
-    assert extras["export"]["install"] == "pip install 'planish[export]'"
-    assert extras["gate"]["ready"] is (real("scipy") is not None)
-
-
 def test_a_host_without_a_profile_or_memory_is_a_problem(tmp_path: Path) -> None:
     assert "no shipped profile fits this host" in words(find_problems(detect(RECORDED / "jetson-nano"), None))
     (tmp_path / "proc").mkdir()
