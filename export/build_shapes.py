@@ -19,6 +19,8 @@ Sizes = tuple[int, int, int]
 """The least, the usual and the greatest size of an axis."""
 AXES = ("batch", "sequence", "past", "total", "kept")
 ONE: Sizes = (1, 1, 1)
+LOGITS_BYTES = 128_000_000
+"""Memory for logits; those of 512 positions of 32 texts would take most of what an engine takes."""
 
 
 def optimization_profiles(profile: Profile, manifest: Manifest, inputs: tuple[TensorInfo, ...]) -> list[ShapeProfile]:
@@ -38,12 +40,22 @@ def optimization_profiles(profile: Profile, manifest: Manifest, inputs: tuple[Te
         )
     sequence = limited("sequence", shapes.sequence, generation.max_length, profile)
     past = limited("past", shapes.past, generation.max_length - 1, profile)
-    prefill = {"sequence": sequence, "past": (0, 0, past[2]), "kept": (1, 1, sequence[2])}
+    kept = (1, 1, min(sequence[2], most_logits(shapes.batch[2], manifest.vocab_size)))
+    prefill = {"sequence": sequence, "past": (0, 0, past[2]), "kept": kept}
     decode = {"sequence": ONE, "past": (0, past[1], past[2]), "kept": ONE}
     return [
         ShapeProfile(name, ranges(inputs, {"batch": shapes.batch, "total": added(axes), **axes}))
         for name, axes in (("prefill", prefill), ("decode", decode))
     ]
+
+
+def most_logits(rows: int, vocab_size: int) -> int:
+    """Positions a row that a pass may return the logits of: generating needs one, scoring goes by as many at a time.
+
+    >>> most_logits(32, 49_152), most_logits(1, 50_257), most_logits(64, 500_000)
+    (13, 424, 1)
+    """
+    return max(1, LOGITS_BYTES // (rows * vocab_size * (2 + 4)))  # float16, and float32 as they leave
 
 
 def added(axes: Mapping[str, Sizes]) -> Sizes:
