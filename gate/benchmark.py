@@ -8,7 +8,6 @@ judged here: that is `planish.gate.gate`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import numpy as np
 from planish.errors import InputError
 from planish.gate.clock import Clock, ProcessClock, Timing, environment
 from planish.gate.latency import SETTLED, Probe, median_timing
-from planish.gate.limits import is_number
+from planish.gate.limits import check_seconds
 from planish.gate.memory import peak_memory
 from planish.gate.report import table
 from planish.gate.slowdown import Comparison, Pairs, Plan, decide
@@ -173,12 +172,6 @@ def bench(
         environment={"before": before, "after": environment()},
         seed=seed,
     )
-
-
-def check_seconds(seconds: float) -> None:
-    """Raises InputError unless it is a time to measure for; a clock never passes NaN, nor the end of an infinity."""
-    if not is_number(seconds) or not 0 < seconds < math.inf:
-        raise InputError("seconds as a finite number above 0", repr(seconds), "leave it out for the default")
 
 
 def unique_names(paths: Sequence[str | Path]) -> list[str]:

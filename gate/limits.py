@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from planish.errors import InputError
 
-__all__ = ["AGREEMENT", "Limits", "Rule"]
+__all__ = ["AGREEMENT", "Limits", "Rule", "check_seconds"]
 
 Rule = Literal["point", "interval"]
 
@@ -91,3 +91,15 @@ class Limits:
 
 def is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
+
+
+def check_seconds(seconds: float, most: float = math.inf) -> float:
+    """``seconds`` if it is a time to measure for; a clock never passes NaN, nor the end of an infinity.
+
+    Raises:
+        InputError: it is no finite number above 0 and up to ``most``.
+    """
+    if not is_number(seconds) or not (0 < seconds < math.inf and seconds <= most):
+        bound = "" if most == math.inf else f", at most {most:.0f}"
+        raise InputError(f"seconds as a finite number above 0{bound}", repr(seconds), "leave it out for the default")
+    return seconds

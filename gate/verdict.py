@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any
 
 from planish.errors import InputError
 from planish.gate import agreement as measures
-from planish.gate.benchmark import check_seconds
 from planish.gate.checks import (
     Check,
     Verdict,
@@ -39,7 +38,7 @@ from planish.gate.clock import Clock, ProcessClock, environment
 from planish.gate.data import Dataset, load_data, unlabelled
 from planish.gate.latency import SETTLED, Sides, Sitting, compare
 from planish.gate.likelihood import Likelihood, compare_likelihood
-from planish.gate.limits import AGREEMENT, Limits
+from planish.gate.limits import AGREEMENT, Limits, check_seconds
 from planish.gate.metrics import Measured, accuracy, answer_token_f1, exact_match, macro_f1, span_f1
 from planish.gate.outputs import Failure, Outputs, collect, label_list
 from planish.gate.paired import estimate, exact_p, log_ratio, paired_loss

@@ -7,9 +7,7 @@ from typing import Any
 
 import click
 
-from planish.errors import InputError
-
-__all__ = ["check_seconds", "json_option", "seconds_option", "threads_option"]
+__all__ = ["json_option", "seconds_option", "threads_option"]
 
 LONGEST = 86_400.0  # seconds; beyond a day it is a slip of the keyboard
 
@@ -21,24 +19,19 @@ threads_option = click.option(
 )
 
 
-def check_seconds(seconds: float) -> float:
-    """The time to measure for, if it is one; NaN is not.
-
-    Raises:
-        InputError: it is not above 0, or above a day.
-    """
-    if not 0 < seconds <= LONGEST:
-        raise InputError(f"--seconds above 0 and at most {LONGEST:.0f}", f"{seconds:g}", "leave it out for the default")
-    return seconds
-
-
 def seconds_option(default: float, says: str) -> Callable[[Any], Any]:
     """``--seconds`` with a command's own default and words."""
+
+    def check(context: click.Context, parameter: click.Parameter, value: float) -> float:
+        from planish.gate.limits import check_seconds
+
+        return check_seconds(value, LONGEST)
+
     return click.option(
         "--seconds",
         type=float,
         default=default,
         show_default=True,
-        callback=lambda context, parameter, value: check_seconds(value),
+        callback=check,
         help=says,
     )

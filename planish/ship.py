@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from planish.errors import InputError, PlanishError
-from planish.options import check_seconds
 from planish.outputs import check_output, disk_errors, move, refuse_existing, refuse_nested
 
 if TYPE_CHECKING:
@@ -70,6 +69,7 @@ def ship(
     """
     from planish import compress, export, gate, profiles, runtime
     from planish.export.parity import tolerance
+    from planish.gate.limits import check_seconds
 
     target, rejected, keep_checkpoint, keep_parent = check_places(output, keep_checkpoint, keep_parent)
     compress.load_recipe(recipe)

@@ -33,9 +33,10 @@ from planish.errors import InputError
         ),
         (["run", "b", "text", "--pooling", "q"], ["one of mean, cls, max"]),
         (["ship", "m", "-o", "x"], ["--recipe"]),
-        (["bench", "b", "--seconds", "nan"], ["--seconds above 0", "nan"]),
-        (["gate", "b", "-b", "b", "--seconds", "-5"], ["--seconds above 0", "-5"]),
-        (["ship", "m", "-r", "int8", "-o", "x", "--seconds", "inf"], ["--seconds above 0", "inf"]),
+        (["bench", "b", "--seconds", "nan"], ["seconds as a finite number above 0", "nan"]),
+        (["bench", "b", "--seconds", "86401"], ["at most 86400", "86401"]),
+        (["gate", "b", "-b", "b", "--seconds", "-5"], ["seconds as a finite number above 0", "-5"]),
+        (["ship", "m", "-r", "int8", "-o", "x", "--seconds", "inf"], ["a finite number above 0, at most 86400", "inf"]),
     ],
     ids=lambda value: "-".join(value[:2]),
 )

@@ -86,7 +86,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["-o", "out", "--task", "fill-mask"], "all weights of a model for fill-mask"),
         (["-o", "out", "--atol", "nan"], "a tolerance above 0"),
         (["-o", "out", "--max-loss", "nan"], "max_loss_points"),
-        (["-o", "out", "--seconds", "0"], "--seconds above 0"),
+        (["-o", "out", "--seconds", "0"], "seconds as a finite number above 0"),
         (["-o", "out", "--data", "nowhere.jsonl"], "a readable file nowhere.jsonl"),
         (["-o", "out", "--data", "bad.jsonl"], "bad.jsonl line 2: a label of the model"),
     ],
