@@ -42,6 +42,15 @@ SHAPES = ((1, 16), (1, 128), (8, 128))
 RUNS = 3
 NO_FUSION = encoder.DISABLED_OPTIMIZERS
 Smooth = dict[str, Any]
+STATIC_ATTENTION = """
+schema: 1
+name: static-attention
+data: {source: builtin, samples: 64, sequence_length: 128}
+passes:
+  - {pass: int8-linear, include: ["*att*"], activations: static}
+  - {pass: int8-linear, exclude: ["*att*"], activations: token}
+  - {pass: int8-embedding}
+"""
 
 
 class Changed(CheckpointReader):
@@ -223,17 +232,20 @@ def build(folder: Path, minilm: Path) -> dict[str, tuple[Path, tuple[str, ...]]]
     """Variant -> graph and disabled optimizers; the first is what all are compared with."""
     compress(str(minilm), "int8", folder / "int8")
     compress(str(minilm), "int8-dynamic", folder / "dynamic")
+    (folder / "attention.yaml").write_text(STATIC_ATTENTION, encoding="utf-8")
+    compress(str(minilm), folder / "attention.yaml", folder / "attention")
     model = load_float(folder / "int8", "feature-extraction")
     parent = load_float(minilm, "feature-extraction")
     traced, traced_parent = folder / "traced.onnx", folder / "traced-parent.onnx"
     ir.save(encoder._trace(model, "feature-extraction", 21), traced)
     ir.save(encoder._trace(parent, "feature-extraction", 21), traced_parent)
-    ours, plain, token = (CheckpointReader(path) for path in (folder / "int8", minilm, folder / "dynamic"))
+    checkpoints = folder / "int8", minilm, folder / "dynamic", folder / "attention"
+    ours, plain, token, attention = (CheckpointReader(path) for path in checkpoints)
     text = (ROOT / "recipes" / "text-calibrate.txt").read_text(encoding="utf-8")
     ids = tokenizer_of(minilm).encode(text[:40_000]).ids
     batches = [torch.tensor([ids[start : start + 128]]) for start in range(0, 4096, 128)]
     scales = smoothing_scales(parent, batches)
-    float_inputs = with_activations(None)(folder / "int8")
+    float_inputs = with_activations(None)(folder / "dynamic")
 
     def made(name: str, source: Path, reader: CheckpointReader, **replaced: Any) -> Path:
         return write(source, folder / f"{name}.onnx", reader, **replaced)
@@ -242,14 +254,18 @@ def build(folder: Path, minilm: Path) -> dict[str, tuple[Path, tuple[str, ...]]]
     return {
         "fp32, plain torch.onnx": (plain_export(parent, folder / "plain.onnx"), ()),
         "fp32, planish": (made("fp32", traced_parent, plain), NO_FUSION),
-        "int8, static in attention (shipped)": (shipped, NO_FUSION),
+        "int8, smoothed and static (shipped)": (shipped, NO_FUSION),
         "  with SkipLayerNorm fusion": (shipped, ("BiasGeluFusion",)),
         "  with BiasGelu fusion": (shipped, ("SkipLayerNormFusion",)),
         "  MatMul + Softmax attention": (made("plainattn", traced, ours, lower_attention=plain_attention), NO_FUSION),
+        "int8, static in attention, else per token": (made("attention", traced, attention), NO_FUSION),
         "int8 per token (int8-dynamic)": (made("token", traced, token), NO_FUSION),
-        "int8 per tensor, symmetric": (made("tensor", traced, with_activations("tensor")(folder / "int8")), NO_FUSION),
-        "DynamicQuantizeMatMul": (made("dynamic", traced, ours, lower_linear=dynamic_quantize), NO_FUSION),
-        "  with SmoothQuant": (made("smooth", traced, ours, lower_linear=smoothed(scales)), NO_FUSION),
+        "int8 per tensor, symmetric": (
+            made("tensor", traced, with_activations("tensor")(folder / "dynamic")),
+            NO_FUSION,
+        ),
+        "DynamicQuantizeMatMul": (made("dynamic", traced, token, lower_linear=dynamic_quantize), NO_FUSION),
+        "  with SmoothQuant": (made("smooth", traced, token, lower_linear=smoothed(scales)), NO_FUSION),
         "MatMulNBits 8 bit, level 4": (made("nbits", traced, float_inputs), NO_FUSION),
     }
 
