@@ -12,7 +12,7 @@ from planish.export.reader import CheckpointReader
 from planish.export.reference import AUTO_CLASSES
 from planish.export.settings import limit, refuse, token, whole
 
-__all__ = ["describe", "infer_task"]
+__all__ = ["describe", "infer_task", "label_fields"]
 
 _CLASSIFICATION = ("text-classification", "token-classification")
 _PROBLEM_TYPES = ("single_label_classification", "multi_label_classification")
@@ -61,8 +61,7 @@ def describe(checkpoint: Path, reader: CheckpointReader, task: str) -> dict[str,
         "task": task,
         "architecture": str(_architecture(config) or ""),
         "model_type": str(config.get("model_type", "")),
-        "labels": _labels(config) if task in _CLASSIFICATION else None,
-        "problem_type": config.get("problem_type") if config.get("problem_type") in _PROBLEM_TYPES else None,
+        **label_fields(config, task),
         "vocab_size": whole(config, "vocab_size"),
         "max_length": _max_length(checkpoint, config),
         "pad_token_id": padding,
@@ -70,6 +69,18 @@ def describe(checkpoint: Path, reader: CheckpointReader, task: str) -> dict[str,
         "source": {**source, "checkpoint": digest},
         "recipe": {key: recipe[key] for key in ("name", "digest") if key in recipe} if recipe else None,
         "receipts": _made(made, "receipts", list) or [],
+    }
+
+
+def label_fields(config: dict[str, Any], task: str) -> dict[str, Any]:
+    """``labels`` and ``problem_type`` of the manifest, from config.json alone.
+
+    Raises ``CheckpointError`` for labels that are no table of names.
+    """
+    problem = config.get("problem_type")
+    return {
+        "labels": _labels(config) if task in _CLASSIFICATION else None,
+        "problem_type": problem if problem in _PROBLEM_TYPES else None,
     }
 
 

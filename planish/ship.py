@@ -140,12 +140,11 @@ def check_places(
 
 
 def read_samples(opened: Checkpoint, task: str | None, data: Path | None) -> Dataset | None:
-    """The evaluation file, checked against the checkpoint's task and labels; no weights are loaded.
+    """The evaluation file, checked against the checkpoint's task and labels; no weights are read.
 
     Raises ``InputError`` for an unknown task, ``DataError`` for a bad line.
     """
-    from planish.export.describe import describe, infer_task
-    from planish.export.reader import CheckpointReader
+    from planish.export.describe import infer_task, label_fields
     from planish.gate import load_data
 
     chosen = infer_task(opened.raw_config, task)
@@ -153,8 +152,7 @@ def read_samples(opened: Checkpoint, task: str | None, data: Path | None) -> Dat
         return None
     if opened.is_gguf:
         return load_data(data, chosen)
-    facts = describe(opened.path, CheckpointReader(opened.path), chosen)
-    return load_data(data, chosen, facts["labels"], facts["problem_type"])
+    return load_data(data, chosen, **label_fields(opened.raw_config, chosen))
 
 
 def as_directory(opened: Checkpoint, folder: Path) -> Path:
