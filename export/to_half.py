@@ -2,7 +2,7 @@
 
 Every float32 value becomes float16, scales included, but those in ``wide``, which export measured to leave float16's
 range (measure_ranges.py): nodes that make or read such a value compute in float32, with Casts at their borders.
-Float outputs of the graph stay float32. LayerNormalization keeps its statistics in float32 by itself (``stash_type`` 1).
+Float outputs of the graph stay float32. LayerNormalization keeps its statistics in float32 by itself (`stash_type`).
 """
 
 from __future__ import annotations
