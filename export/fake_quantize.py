@@ -1,6 +1,6 @@
 """Quantized inputs in torch, for checkpoints that transformers cannot load by itself.
 
-The formula is that of docs/formats.md, section 1; a test holds it to what `planish.compress.load` computes, bit by bit.
+The formula is that of docs/formats.md, section 1; a test holds it to the arithmetic of `planish.compress`, bit by bit.
 """
 
 from __future__ import annotations
