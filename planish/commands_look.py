@@ -112,11 +112,24 @@ def profiles_list(as_json: bool) -> None:
 @click.argument("name")
 @json_option
 def profiles_show(name: str, as_json: bool) -> None:
-    """All of the profile NAME (a shipped name or a YAML file)."""
+    """All of the profile NAME (a shipped name or a YAML file), and the commands to type for its device."""
     from planish import profiles as shelf
 
-    facts = shelf.load(name).to_json()
-    say.answer({"profile": facts}, as_json=as_json, lines=lines_of(facts))
+    profile = shelf.load(name)
+    facts, ways = profile.to_json(), [way.to_json() for way in shelf.journeys(profile)]
+    notes = [f"note: {note}" for note in profile.notes]  # sentences, so not in one line
+    told = {key: value for key, value in facts.items() if key != "notes"}
+    lines = [*lines_of(told), *notes, *(line for way in ways for line in journey_lines(way))]
+    say.answer({"profile": facts, "journeys": ways}, as_json=as_json, lines=lines)
+
+
+def journey_lines(journey: dict[str, Any]) -> list[str]:
+    """Commands with comments between them, so that a part can be pasted into a shell."""
+    lines = ["", f"# {journey['release'] or 'from a checkpoint to answers'}"]
+    for step in journey["steps"]:
+        note = f": {step['note']}" if step["note"] else ""
+        lines += [f"# {step['where']}, {step['title']}{note}", *step["commands"]]
+    return lines
 
 
 @profiles.command("detect")

@@ -12,12 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .detection import Detection, detect
+    from .journey import Journey, journeys
     from .loading import load, names
     from .schema import Profile
 
-__all__ = ["Detection", "Profile", "detect", "load", "names"]
+__all__ = ["Detection", "Journey", "Profile", "detect", "journeys", "load", "names"]
 
-_HOMES = {"Detection": "detection", "detect": "detection", "load": "loading", "names": "loading", "Profile": "schema"}
+_HOMES = {
+    "Detection": "detection",
+    "detect": "detection",
+    "Journey": "journey",
+    "journeys": "journey",
+    "load": "loading",
+    "names": "loading",
+    "Profile": "schema",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -14,6 +14,7 @@ from .schema import (
     ENGINES,
     KINDS,
     PRECISIONS,
+    RECIPES,
     TENSORRT_PRECISIONS,
     Budgets,
     Cpu,
@@ -81,7 +82,14 @@ def parse_memory(part: Section) -> Memory:
 
 def parse_engine(part: Section) -> Engine:
     build = part.choice("build", BUILDS) if part.has("build") else "nothing"
-    return Engine(part.choice("name", ENGINES), part.texts("precisions", PRECISIONS), build)
+    return Engine(
+        part.choice("name", ENGINES),
+        part.texts("precisions", PRECISIONS),
+        build,
+        part.optional_number("build_memory"),
+        part.texts("recipes", RECIPES),
+        part.texts("install"),
+    )
 
 
 def parse_shapes(part: Section) -> Shapes:
@@ -102,7 +110,8 @@ def parse_mode(part: Section) -> PowerMode:
 
 
 def parse_release(part: Section) -> Release:
-    return Release(*(part.optional_text(key) for key in keys(Release)))
+    versions = {key: part.optional_text(key) for key in keys(Release) if key != "apt"}
+    return Release(**versions, apt=part.texts("apt"))
 
 
 def parse_sources(top: Section) -> dict[str, str]:
@@ -131,6 +140,13 @@ def check_engines(profile: Profile, top: Section) -> None:
             raise ProfileError(
                 f"the dialect{where}", f"dialects {list(profile.dialects)}", f"add {ENGINES[engine.name]}"
             )
+        for recipe in engine.recipes:
+            if RECIPES[recipe] not in engine.precisions:
+                raise ProfileError(
+                    f"{RECIPES[recipe]} among the precisions, as recipe {recipe} needs{where}",
+                    ", ".join(engine.precisions),
+                    f"remove {recipe} from its recipes",
+                )
         if engine.name == "onnxruntime-cpu":
             continue
         if profile.gpu is None:

@@ -20,6 +20,7 @@ __all__ = [
     "ENGINES",
     "KINDS",
     "PRECISIONS",
+    "RECIPES",
     "TENSORRT_PRECISIONS",
     "Budgets",
     "Cpu",
@@ -57,6 +58,17 @@ PRECISIONS: Mapping[str, float] = {
 TENSORRT_PRECISIONS: Mapping[str, float] = {**PRECISIONS, "int4-weight": 8.0}
 """The same where TensorRT asks for more (TensorRT support matrix: no weight-only INT4 on Turing)."""
 
+RECIPES: Mapping[str, str] = {
+    "int8": "int8",
+    "fp8": "fp8",
+    "int8-weight-only": "int8-weight",
+    "int4-symmetric": "int4-weight",
+}
+"""Each shipped recipe whose checkpoint TensorRT reads, and the precision an engine needs for it."""
+
+BUILD_FIGURES = ("build_memory", "recipes", "install")
+"""What an engine says of its build; each has a source of its own, or its engine's."""
+
 
 @dataclass(frozen=True)
 class Cpu:
@@ -90,11 +102,18 @@ class Memory:
 
 @dataclass(frozen=True)
 class Engine:
-    """``build`` says where its engine file is made: ``nothing`` to build, on the ``device``, or ``anywhere``."""
+    """``build`` says where its engine file is made: ``nothing`` to build, on the ``device``, or ``anywhere``.
+
+    ``build_memory``: bytes of memory a build takes for each byte of weights, besides the builder's own. ``recipes``:
+    the shipped recipes it reads, the one to begin with first. ``install``: what pip installs for it, where pip does.
+    """
 
     name: str
     precisions: tuple[str, ...]
     build: str = "nothing"
+    build_memory: float | None = None
+    recipes: tuple[str, ...] = ()
+    install: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -125,12 +144,18 @@ class PowerMode:
 
 @dataclass(frozen=True)
 class Release:
-    """Versions that come together, such as one JetPack."""
+    """Versions that come together, such as one JetPack.
+
+    ``apt``: the packages that hold its CUDA and its TensorRT for Python. ``onnxruntime``: the wheel to install with it,
+    where the newest is not the one.
+    """
 
     jetpack: str | None = None
     cuda: str | None = None
     tensorrt: str | None = None
     python: str | None = None
+    apt: tuple[str, ...] = ()
+    onnxruntime: str | None = None
 
 
 @dataclass(frozen=True)
@@ -163,8 +188,12 @@ class Profile:
         for part in ("cpu", "gpu", "memory"):
             told = bare(asdict(getattr(self, part))) if getattr(self, part) else {}
             yield from (f"{part}.{key}" for key in told)
-        yield from (f"engines.{engine.name}" for engine in self.engines)
-        yield from (part for part in ("boards", "power_modes", "software") if getattr(self, part))
+        for engine in self.engines:
+            yield f"engines.{engine.name}"
+            yield from (f"engines.{engine.name}.{key}" for key in bare(asdict(engine)) if key in BUILD_FIGURES)
+        told = {key for release in self.software for key in bare(asdict(release))}
+        yield from (f"software.{key}" for key in sorted(told))
+        yield from (part for part in ("boards", "power_modes") if getattr(self, part))
 
     def to_json(self) -> dict[str, Any]:
         """The mapping ``parsing.parse`` makes an equal profile from: lists and dicts only, nothing absent."""
