@@ -76,7 +76,7 @@ def write_bundle(
     ort = next((built for built in graphs if built.dialect == "ort"), None)
     if ort is not None and ort.generation is not None:
         write_genai_config(folder, ort, plain)
-    _write_text(folder / "README.md", _readme(fields, graphs[-1]))
+    _write_text(folder / "README.md", _readme(fields, graphs))
     dialects = {built.dialect: _dialect(built) for built in graphs}
     return write_manifest(folder, {**fields, "dialects": dialects, "generation": graphs[-1].generation})
 
@@ -119,8 +119,14 @@ def _convert_tokenizer(checkpoint: Path, folder: Path) -> None:
         _write_text(folder / "tokenizer.json", backend.to_str(pretty=True))
 
 
-def _readme(fields: Mapping[str, Any], built: Built) -> str:
-    words = ", ".join(f"{key} {value}" for key, value in sorted(built.precision.items()))
+def _readme(fields: Mapping[str, Any], graphs: Sequence[Built]) -> str:
+    words = "; ".join(
+        f"{built.dialect}: " + ", ".join(f"{key} {value}" for key, value in sorted(built.precision.items()))
+        for built in graphs
+    )
+    engine = "    planish build .           a TensorRT engine for this device; ONNX Runtime serves until it is there\n"
+    if all(built.dialect != "qdq" for built in graphs):
+        engine = ""
     return f"""# {fields["source"]["name"]}, planished
 
 A {fields["architecture"]} for {fields["task"]}, exported for {fields["profile"]} ({words}).
@@ -128,7 +134,7 @@ A {fields["architecture"]} for {fields["task"]}, exported for {fields["profile"]
     planish verify .          every file against manifest.json
     planish run . "a text"    answers
     planish bench .           latency on this machine
-
+{engine}
 In Python: `planish.runtime.load(".")` (needs onnxruntime, tokenizers and numpy only). `manifest.json` says where the
 model came from, what was done to it and how far the graph may be from the checkpoint; `golden/` holds inputs and the
 checkpoint's answers. Do not edit a file: the runtime refuses a bundle that is not as it was written.
