@@ -50,8 +50,8 @@ class Layer:
         self.weight.copy_(weight)
 
 
-_POSITIONS = re.compile(r"(^|\.)(position_embeddings|embed_positions|wpe)$")
-"""What tables of learned positions are called (BERT and kin, OPT, GPT-2); relative biases are none."""
+_POSITIONS = re.compile(r"(^|\.)(position_embeddings|wpe)$")
+"""What tables of learned positions are called (BERT and kin, GPT-2); relative biases are none."""
 
 
 def normalized(config: Any) -> Any:
@@ -103,7 +103,8 @@ def walk(model: Any) -> Iterator[Layer]:
     table, head = model.get_input_embeddings(), model.get_output_embeddings()
     for name, module in model.named_modules():
         kind = _kind(module)
-        positions = kind == "embedding" and module is not table and _POSITIONS.search(name) is not None
+        # OPT's table looks up in a way of its own, which compressed-tensors replaces: integers of it cannot be loaded.
+        positions = type(module) is nn.Embedding and module is not table and _POSITIONS.search(name) is not None
         if kind is None or (kind == "embedding" and module is not table and not positions):
             continue
         block = int(name[len(prefix) + 1 :].split(".", 1)[0]) if name.startswith(prefix + ".") else None

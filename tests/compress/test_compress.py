@@ -13,6 +13,7 @@ import transformers
 from safetensors.torch import load_file
 
 from planish.compress import compress, load, load_recipe, open_checkpoint, read_layers
+from planish.compress.walk import walk
 from planish.export.describe import infer_task
 from planish.export.driver import ENCODERS
 from planish.export.reference import load_reference
@@ -48,6 +49,29 @@ def test_transformers_and_load_agree_to_the_bit(
     parent = outputs(open_checkpoint(source).load_model())
     error = float((ours - parent).norm() / parent.norm())
     assert 1e-5 < error < (0.05 if recipe != "int4-round" else 0.4)
+
+
+@pytest.mark.parametrize("kind", sorted(SMALL))
+def test_tables_of_positions_become_integers_where_a_recipe_says_so(
+    kind: str, small_checkpoint: Maker, recipe_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Of every family that has one; transformers reads all of them but GPT-2's, whose linears are none."""
+    source = small_checkpoint(kind)
+    linear, table = {"pass": "int8-linear", "activations": "token"}, {"pass": "int8-embedding", "positions": True}
+    compress(source, recipe_file(linear, table), tmp_path / "out")
+    tables = [layer for layer in walk(open_checkpoint(source).load_model()) if layer.role == "positions"]
+    stored = read_layers(tmp_path / "out")
+    assert len(tables) == (kind not in ("llama", "qwen2", "qwen3", "gpt_neox", "opt"))
+    for layer in tables:
+        made = stored[layer.name]
+        assert made.values.dtype == torch.int8
+        off = (made.values * made.scale - layer.weight).abs().amax(1, keepdim=True)
+        assert bool((off <= made.scale * 8).all())  # the range of least squares may cut the largest by some steps
+    ours = outputs(load(tmp_path / "out"))
+    if kind != "gpt2":
+        assert torch.equal(ours, outputs(from_pretrained(tmp_path / "out")))
+    parent = outputs(open_checkpoint(source).load_model())
+    assert 1e-5 < float((ours - parent).norm() / parent.norm()) < 0.05
 
 
 @pytest.mark.parametrize("kind", sorted(SMALL))

@@ -22,6 +22,13 @@ BODY = {
     **dict.fromkeys(("gpt2", "gpt_neox"), 4),
 }
 HEADS = {"roberta", "gpt2", "llama", "qwen2", "qwen3", "opt", "gpt_neox"}  # SMALL saves these with a vocabulary head
+POSITIONS = {
+    **dict.fromkeys(("bert", "xlm-roberta", "mpnet"), "embeddings.position_embeddings"),
+    "distilbert": "distilbert.embeddings.position_embeddings",
+    "electra": "electra.embeddings.position_embeddings",
+    "roberta": "roberta.embeddings.position_embeddings",
+    "gpt2": "transformer.wpe",
+}  # the others turn queries and keys, and have no table; OPT's is one that transformers could not load as integers
 TIED = {"roberta", "gpt2", "llama", "qwen2", "opt"}
 OTHER = {
     "bert": {"pooler.dense"},
@@ -51,6 +58,22 @@ def test_roles(kind: str, small_model: Callable[..., Any]) -> None:
     assert {layer.kind for layer in body} == {"conv1d" if kind == "gpt2" else "linear"}
     every = {name for name, m in model.named_modules() if type(m).__name__ in ("Linear", "Conv1D")}
     assert every == {layer.name for layer in layers if layer.kind != "embedding"}
+
+
+@pytest.mark.parametrize("kind", sorted(SMALL))
+def test_tables_of_learned_positions(kind: str, small_model: Callable[..., Any]) -> None:
+    """Token types, MPNet's relative biases and OPT's table with an offset are embeddings, too, and none of them."""
+    model = small_model(kind)
+    layers = list(walk(model))
+    found = [layer for layer in layers if layer.role == "positions"]
+    assert [layer.name for layer in found] == ([POSITIONS[kind]] if kind in POSITIONS else [])
+    for layer in found:
+        assert (layer.kind, layer.block) == ("embedding", None)
+        assert layer.weight.shape[0] >= 128, "a row for every token of the longest text"
+    left = {name for name, m in model.named_modules() if isinstance(m, nn.Embedding)} - {one.name for one in layers}
+    known = ("token_type_embeddings", "relative_attention_bias", "embed_positions")
+    assert all(name.endswith(known) for name in left), left
+    assert kind != "mpnet" or "encoder.relative_attention_bias" in left
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2"])
