@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from shlex import quote
 from typing import Any
 
 from .schema import Engine, Profile, Release
@@ -100,7 +101,7 @@ def ahead(engine: Engine | None) -> bool:
 
 def prepare(engine: Engine | None) -> Step:
     """planish with torch, and the module of an engine that is built here."""
-    packages = ["'planish[all]'", *(map(quoted, engine.install) if engine and ahead(engine) else ())]
+    packages = ["'planish[all]'", *(map(quote, engine.install) if engine and ahead(engine) else ())]
     note = f"no GPU is needed here; {FROM_SOURCE}" if engine else FROM_SOURCE
     return Step("install on the host", "host", (f"pip install {' '.join(packages)}",), note)
 
@@ -138,21 +139,12 @@ def install(engine: Engine | None, release: Release | None) -> Step:
     planish = "'planish[build]'" if engine is not None and engine.build == "device" else "planish"
     wheel = release.onnxruntime if release is not None else None
     swapped = wheel is not None and not wheel.startswith("onnxruntime==")
-    extra = [quoted(wheel)] if wheel and not swapped else []
-    commands.append(" ".join(["pip install", planish, *map(quoted, engine.install if engine else ()), *extra]))
+    extra = [quote(wheel)] if wheel and not swapped else []
+    commands.append(" ".join(["pip install", planish, *map(quote, engine.install if engine else ()), *extra]))
     if wheel is not None and swapped:  # both distributions hold the module onnxruntime: one has to go first
-        commands += ["pip uninstall -y onnxruntime", f"pip install {quoted(wheel)}"]
+        commands += ["pip uninstall -y onnxruntime", f"pip install {quote(wheel)}"]
     note = SYSTEM if apt else SAME_VERSION if ahead(engine) else ""
     return Step("install on the device", "device", tuple(commands), note)
-
-
-def quoted(requirement: str) -> str:
-    """A requirement as a shell takes it.
-
-    >>> quoted("tensorrt"), quoted("onnxruntime==1.23.2")
-    ('tensorrt', "'onnxruntime==1.23.2'")
-    """
-    return requirement if requirement.isalnum() else f"'{requirement}'"
 
 
 def build() -> Step:
