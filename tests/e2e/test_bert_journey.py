@@ -83,19 +83,18 @@ def test_sentiment_ships_within_half_a_point(
     assert accuracy[bundle] >= accuracy[parent] - 0.005
 
 
-def test_quantized_checkpoint_loads_in_transformers_and_is_what_was_exported(
-    minilm_int8: Path, minilm_bundle: Path
-) -> None:
-    """Plain `from_pretrained` answers the golden inputs as the exporter's reference did; the bundle stays near both.
+def test_quantized_checkpoint_is_what_was_exported(minilm_int8: Path, minilm_bundle: Path) -> None:
+    """`planish.compress.load` answers the golden inputs as the exporter's reference did; the bundle stays near both.
 
     Not equal: roundings of activations that fall on the other side cascade, as much as quantizing itself changes.
     """
     import torch
-    from transformers import AutoModel
+
+    from planish.compress import load
 
     inputs = dict(np.load(minilm_bundle / "golden" / "inputs.npz"))
     golden = np.load(minilm_bundle / "golden" / "outputs.npz")["last_hidden_state"]
-    model = AutoModel.from_pretrained(minilm_int8, attn_implementation="eager").eval()  # as the exporter traces it
+    model = load(minilm_int8)
     with torch.no_grad():
         loaded = model(**{name: torch.from_numpy(array) for name, array in inputs.items()}).last_hidden_state.numpy()
     np.testing.assert_allclose(loaded, golden, atol=1e-4)
@@ -104,3 +103,18 @@ def test_quantized_checkpoint_loads_in_transformers_and_is_what_was_exported(
     real = inputs["attention_mask"].astype(bool)
     norms = np.linalg.norm(served[real], axis=-1) * np.linalg.norm(golden[real], axis=-1)
     assert ((served * golden)[real].sum(-1) / norms).min() >= 0.98
+
+
+def test_a_checkpoint_without_smoothing_loads_in_transformers(minilm: Path, minilm_bundle: Path, make: Any) -> None:
+    """`int8-dynamic` is the compressed-tensors layout and nothing else: plain `from_pretrained` gives its function."""
+    import torch
+    from transformers import AutoModel
+
+    from planish.compress import load
+
+    checkpoint = make("minilm-dynamic", "compress", minilm, "-r", "int8-dynamic")
+    inputs = {name: torch.from_numpy(array) for name, array in np.load(minilm_bundle / "golden" / "inputs.npz").items()}
+    with torch.no_grad():
+        theirs = AutoModel.from_pretrained(checkpoint).eval()(**inputs).last_hidden_state
+        ours = load(checkpoint)(**inputs).last_hidden_state
+    torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=0)
