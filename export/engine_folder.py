@@ -77,7 +77,10 @@ def write_info(folder: Path, info: EngineInfo) -> None:
 
 
 def switch_on(bundle: Path, folder: Path, name: str, *, prove: bool) -> Manifest:
-    """Puts a finished engine in its place and into the manifest, in place of an older one of that id."""
+    """Puts a finished engine in its place and into the manifest, in place of an older one of that id.
+
+    With ``prove`` it has to pass the golden set on this host's GPU first, while nobody else can load it.
+    """
     target = bundle / "engines" / name
     if name in runtime.read_manifest(bundle).engines:
         runtime.remove_engine(bundle, name)
@@ -86,19 +89,9 @@ def switch_on(bundle: Path, folder: Path, name: str, *, prove: bool) -> Manifest
         os.rename(folder, target)
         sync(target.parent)
     try:
-        manifest = runtime.add_engine(bundle, name)
+        return runtime.add_engine(bundle, name, proved=runtime.try_engine(bundle, name) if prove else None)
     except BaseException:
         shutil.rmtree(target, ignore_errors=True)
-        raise
-    return proved(bundle, name) if prove else manifest
-
-
-def proved(bundle: Path, name: str) -> Manifest:
-    """Runs the golden set on this host's GPU; an engine that does not pass leaves the bundle."""
-    from planish.runtime import prove_engine
-
-    try:
-        return prove_engine(bundle, name)
-    except BaseException:
-        runtime.remove_engine(bundle, name)
+        with contextlib.suppress(OSError):
+            target.parent.rmdir()  # only if it is empty
         raise

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from planish.runtime.manifest import Manifest, read_manifest, update_manifest, write_manifest
     from planish.runtime.model import Model
     from planish.runtime.plugins import installed_plugins
-    from planish.runtime.prove import prove_engine
+    from planish.runtime.prove import prove_engine, try_engine
     from planish.runtime.tag import Entity
 
 __all__ = [
@@ -54,6 +54,7 @@ __all__ = [
     "read_engine_info",
     "read_manifest",
     "remove_engine",
+    "try_engine",
     "update_manifest",
     "verify",
     "write_engine_info",
@@ -78,6 +79,7 @@ _HOMES = {
     "installed_plugins": "plugins",
     "load": "loader",
     "prove_engine": "prove",
+    "try_engine": "prove",
     "read_engine_info": "engine_info",
     "read_manifest": "manifest",
     "remove_engine": "engines",

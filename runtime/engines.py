@@ -9,29 +9,41 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from planish.errors import BundleError, HostError, nearest
 from planish.runtime.decode import encode
 from planish.runtime.engine_info import EngineInfo, read_engine_info
-from planish.runtime.files import ENGINES, bundle_path, hash_file, list_files, refuse_empty
-from planish.runtime.manifest import EngineEntry, Manifest, is_safe_path, read_manifest, rewrite_manifest
+from planish.runtime.files import ENGINES, FileState, bundle_path, hash_file, list_files, refuse_empty
+from planish.runtime.manifest import EngineEntry, FileEntry, Manifest, is_safe_path, read_manifest, rewrite_manifest
 
-__all__ = ["add_engine", "check_known", "check_origin", "record_proof", "remove_engine"]
+__all__ = ["add_engine", "check_known", "check_origin", "engine_changes", "record_proof", "remove_engine"]
 
 FILES = ("engine.json", "model.plan")
 
 
-def add_engine(bundle: str | os.PathLike[str], engine_id: str) -> Manifest:
-    """Names ``engines/<engine_id>/`` in the manifest: from then on the runtime may choose it. ``proved`` is null.
+def add_engine(bundle: str | os.PathLike[str], engine_id: str, *, proved: Mapping[str, Any] | None = None) -> Manifest:
+    """Names ``engines/<engine_id>/`` in the manifest: from then on the runtime may choose it.
 
-    The folder has to hold ``model.plan`` and ``engine.json`` and nothing else. Raises BundleError when it does not,
-    when the engine was made from another graph than the bundle's, or when the name is taken: :func:`remove_engine`
-    comes first then.
+    ``proved`` is what :func:`planish.runtime.try_engine` said of it on this host. The folder has to hold ``model.plan``
+    and ``engine.json`` and nothing else. Raises BundleError when it does not, when the engine was made from another
+    graph than the bundle's, or when the name is taken: :func:`remove_engine` comes first then.
     """
     root = bundle_path(bundle)
     manifest = read_manifest(root)
+    changes, _ = engine_changes(root, manifest, engine_id, proved)
+    return _rewrite(root, manifest, **changes)
+
+
+def engine_changes(
+    root: Path, manifest: Manifest, engine_id: str, proved: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Any], dict[str, FileState]]:
+    """What naming an engine changes in the manifest, and the states its files were in when they were hashed.
+
+    Raises as :func:`add_engine`.
+    """
     if not is_safe_path(engine_id) or "/" in engine_id:
         raise BundleError("a folder's name for an engine", repr(engine_id), "take the one engine_id() gives")
     if engine_id in manifest.engines:
@@ -46,12 +58,11 @@ def add_engine(bundle: str | os.PathLike[str], engine_id: str) -> Manifest:
     info = read_engine_info(folder / "engine.json")
     check_origin(manifest, info)
     prefix = f"{ENGINES}{engine_id}/"
-    files = {
-        f"{prefix}{name}": {"sha256": hash_file(folder / name, state)[0], "size": state.size}
-        for name, state in found.items()
-    }
-    entry = EngineEntry(f"{prefix}model.plan", f"{prefix}engine.json", info.dialect)
-    return _rewrite(root, manifest, engines={**manifest.engines, engine_id: entry}, files={**manifest.files, **files})
+    hashed = {f"{prefix}{name}": hash_file(folder / name, state) for name, state in found.items()}
+    files = {name: FileEntry(digest, state.size) for name, (digest, state) in hashed.items()}
+    entry = EngineEntry(f"{prefix}model.plan", f"{prefix}engine.json", info.dialect, proved)
+    changes = {"engines": {**manifest.engines, engine_id: entry}, "files": {**manifest.files, **files}}
+    return changes, {name: state for name, (_, state) in hashed.items()}
 
 
 def remove_engine(bundle: str | os.PathLike[str], engine_id: str) -> Manifest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from planish.errors import BundleError, ParityError
 from planish.runtime.decoders import decoder_of
-from planish.runtime.engines import record_proof
+from planish.runtime.engines import check_known, engine_changes, record_proof
 from planish.runtime.golden import golden_drift, read_golden
 from planish.runtime.integrity import Verified, verify_files
 from planish.runtime.manifest import Manifest
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from planish.runtime.engine import Engine
     from planish.runtime.plan_engine import PlanEngine
 
-__all__ = ["check_golden", "measure_golden", "prove_engine"]
+__all__ = ["check_golden", "measure_golden", "prove_engine", "try_engine"]
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -32,12 +33,26 @@ def prove_engine(bundle: str | os.PathLike[str], engine_id: str, device: int = 0
     Raises ParityError when the answers are farther off than ``golden_limit`` allows, HostError when the engine cannot
     run here, BundleError when the bundle is damaged. Whatever is raised, the manifest stays as it was.
     """
-    from planish.runtime.choice import choose_engine, no_engine
-    from planish.runtime.engines import check_known
-    from planish.runtime.loader import open_engine
-
     verified = verify_files(bundle)
     check_known(verified.manifest, engine_id)
+    return record_proof(bundle, engine_id, _proof(verified, engine_id, device))
+
+
+def try_engine(bundle: str | os.PathLike[str], engine_id: str, device: int = 0) -> dict[str, Any]:
+    """As :func:`prove_engine` for an engine the manifest does not name yet; returns what it would record.
+
+    So a builder knows that an engine answers rightly before anybody else can load it.
+    """
+    verified = verify_files(bundle)
+    changes, states = engine_changes(verified.root, verified.manifest, engine_id)
+    manifest = dataclasses.replace(verified.manifest, **changes)
+    return _proof(Verified(verified.root, manifest, {**verified.states, **states}), engine_id, device)
+
+
+def _proof(verified: Verified, engine_id: str, device: int) -> dict[str, Any]:
+    from planish.runtime.choice import choose_engine, no_engine
+    from planish.runtime.loader import open_engine
+
     choice, reasons = choose_engine(verified, device, engine_id)
     if choice is None:
         raise no_engine(reasons)
@@ -48,7 +63,7 @@ def prove_engine(bundle: str | os.PathLike[str], engine_id: str, device: int = 0
         engine.close()
     facts = choice.cuda.facts
     where = {"name": facts.name, "sm": facts.sm, "driver": facts.driver}
-    return record_proof(bundle, engine_id, {"device": where, "drift": drift, "limit": limit})
+    return {"device": where, "drift": drift, "limit": limit}
 
 
 def check_golden(verified: Verified, engine: Engine | PlanEngine, name: str) -> tuple[float, float]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from planish.errors import BundleError, HostError, ParityError
 from planish.export.build_engine import refusal
 from planish.export.build_progress import BuildLog, Phases
 from planish.export.engine_folder import switch_on
+from planish.runtime import prove
+from planish.runtime.prove import measure_golden
 from tests.export.engine_bundles import make_bundle
 from tests.runtime import fake_tensorrt
 from tests.runtime.engine_bundle import add_fake_engine
@@ -54,7 +57,15 @@ def finished(bundle: Path) -> tuple[Path, str]:
 def test_an_engine_that_passes_is_proved(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_tensorrt.install(monkeypatch, FakeCudart())
     folder, name = finished(bundle)
+    seen = []
+
+    def measuring(*arguments: Any) -> float:
+        seen.append(dict(runtime.verify(bundle).engines))
+        return measure_golden(*arguments)
+
+    monkeypatch.setattr(prove, "measure_golden", measuring)
     manifest = switch_on(bundle, folder, name, prove=True)
+    assert seen == [{}], "nobody else can load it before it has passed"
     assert manifest == runtime.verify(bundle)
     proof = manifest.engines[name].proved
     assert proof is not None
