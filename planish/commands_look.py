@@ -116,7 +116,10 @@ def profiles_show(name: str, as_json: bool) -> None:
     from planish import profiles as shelf
 
     profile = shelf.load(name)
-    facts, ways = profile.to_json(), [way.to_json() for way in shelf.journeys(profile)]
+    facts, ways = (
+        profile.to_json(),
+        [way.to_json() for way in shelf.journeys(profile, None if name in shelf.names() else name)],
+    )
     notes = [f"note: {note}" for note in profile.notes]  # sentences, so not in one line
     told = {key: value for key, value in facts.items() if key != "notes"}
     lines = [*lines_of(told), *notes, *(line for way in ways for line in journey_lines(way))]
@@ -125,7 +128,8 @@ def profiles_show(name: str, as_json: bool) -> None:
 
 def journey_lines(journey: dict[str, Any]) -> list[str]:
     """Commands with comments between them, so that a part can be pasted into a shell."""
-    lines = ["", f"# {journey['release'] or 'from a checkpoint to answers'}"]
+    release = " ".join(journey["release"].split())  # a comment must not end early
+    lines = ["", f"# {release or 'from a checkpoint to answers'}"]
     for step in journey["steps"]:
         note = f": {step['note']}" if step["note"] else ""
         lines += [f"# {step['where']}, {step['title']}{note}", *step["commands"]]

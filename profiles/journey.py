@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import PurePath
 from shlex import quote
 from typing import Any
 
@@ -57,9 +58,13 @@ class Journey:
         return {"release": self.release, "steps": steps}
 
 
-def journeys(profile: Profile) -> tuple[Journey, ...]:
-    """One journey for each release the profile names, else one."""
-    return tuple(Journey(name_of(release), tuple(steps(profile, release))) for release in profile.software or (None,))
+def journeys(profile: Profile, file: str | None = None) -> tuple[Journey, ...]:
+    """One journey for each release the profile names, else one.
+
+    ``file`` is the path of a profile of your own: commands name it instead, and it travels with the bundle.
+    """
+    releases = profile.software or (None,)
+    return tuple(Journey(name_of(release), tuple(steps(profile, release, file))) for release in releases)
 
 
 def name_of(release: Release | None) -> str:
@@ -75,16 +80,18 @@ def name_of(release: Release | None) -> str:
     return f"JetPack {release.jetpack}: {told}" if release.jetpack else told
 
 
-def steps(profile: Profile, release: Release | None) -> Iterator[Step]:
+def steps(profile: Profile, release: Release | None, file: str | None) -> Iterator[Step]:
     """The steps for one release."""
+    named = f"--profile {quote(file or profile.name)}"
     engine = engine_of(profile)
     yield prepare(engine)
-    yield make(profile, engine)
-    yield Step("copy", "host", (f"rsync -a {BUNDLE} {PARENT} USER@DEVICE:",))
+    yield make(engine, named)
+    travels = " ".join([BUNDLE, PARENT, *([quote(file)] if file else [])])
+    yield Step("copy", "host", (f"rsync -a {travels} USER@DEVICE:",))
     yield install(engine, release)
     yield Step("check what arrived", "device", ("planish doctor", f"planish verify {BUNDLE}"))
     if engine is not None and engine.build == "device":
-        yield build()
+        yield build(f" --profile {quote(PurePath(file).name)}" if file else "")
     yield judge(profile, engine)
     yield serve(engine)
 
@@ -106,17 +113,17 @@ def prepare(engine: Engine | None) -> Step:
     return Step("install on the host", "host", (f"pip install {' '.join(packages)}",), note)
 
 
-def make(profile: Profile, engine: Engine | None) -> Step:
+def make(engine: Engine | None, named: str) -> Step:
     """Compress, export and gate the model, and export its parent as the baseline."""
     recipes = engine.recipes if engine is not None else (ON_CPU,)
     commands = [
-        f"planish ship MODEL --recipe {recipes[0] if recipes else ON_CPU} --profile {profile.name} -o {BUNDLE}",
-        f"planish export MODEL --profile {profile.name} -o {PARENT}",
+        f"planish ship MODEL --recipe {recipes[0] if recipes else ON_CPU} {named} -o {BUNDLE}",
+        f"planish export MODEL {named} -o {PARENT}",
     ]
     if engine is not None:
-        commands.append(f"planish inspect {BUNDLE} --lint")
+        commands.append(f"planish inspect {BUNDLE} --lint {named}")
     if ahead(engine):
-        commands.append(f"planish build {PARENT}")
+        commands.append(f"planish build {PARENT} {named}")
     return Step("make the bundle and its baseline", "host", tuple(commands), recipe_note(recipes, engine))
 
 
@@ -133,7 +140,7 @@ def recipe_note(recipes: tuple[str, ...], engine: Engine | None) -> str:
 def install(engine: Engine | None, release: Release | None) -> Step:
     """Packages of the system, an environment that sees them, and planish without torch."""
     apt = release.apt if release is not None else ()
-    commands = [f"sudo apt install {' '.join(apt)}"] if apt else []
+    commands = [f"sudo apt install {' '.join(map(quote, apt))}"] if apt else []
     commands.append("python3 -m venv --system-site-packages env" if apt else "python3 -m venv env")
     commands.append(". env/bin/activate")
     planish = "'planish[build]'" if engine is not None and engine.build == "device" else "planish"
@@ -147,9 +154,9 @@ def install(engine: Engine | None, release: Release | None) -> Step:
     return Step("install on the device", "device", tuple(commands), note)
 
 
-def build() -> Step:
-    """Build the engines of both bundles, the estimate first."""
-    commands = (f"planish build {BUNDLE} --dry-run", f"planish build {BUNDLE}", f"planish build {PARENT}")
+def build(named: str) -> Step:
+    """Build the engines of both bundles, the estimate first; bundles name shipped profiles themselves."""
+    commands = tuple(f"planish build {what}{named}" for what in (f"{BUNDLE} --dry-run", BUNDLE, PARENT))
     note = "the bundle serves through ONNX Runtime meanwhile; the golden set decides whether the engine is switched on"
     return Step("build the engines", "device", commands, note)
 

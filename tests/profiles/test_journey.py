@@ -11,12 +11,14 @@ from pathlib import Path
 
 import click
 import pytest
+import yaml
 
 from planish import recipes
 from planish.cli import planish as cli
 from planish.export.build_estimate import BUILD_FACTOR
 from planish.export.tensorrt_module import ENGINES
 from planish.profiles import Journey, journeys, load, names
+from planish.profiles.parsing import parse
 from planish.profiles.schema import RECIPES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -132,6 +134,36 @@ def test_show_prints_the_commands_and_lists_them(name: str) -> None:
         assert all(f"\n{line}\n" in told for line in journey.commands)
     assert [one["release"] for one in listed["journeys"]] == [one.release for one in journeys(load(name))]
     assert listed["profile"] == load(name).to_json()
+
+
+@pytest.mark.parametrize("name", ["jetson-orin-nano-8gb", "rtx-4090"])
+def test_a_profile_of_your_own_is_named_by_its_path_and_travels(name: str, tmp_path: Path) -> None:
+    """A bundle names its profile, and only shipped ones are found by name: on the device the file has to be named."""
+    path = tmp_path / "my board.yaml"
+    path.write_text(yaml.safe_dump({**load(name).to_json(), "name": "mine"}), encoding="utf-8")
+    show = [sys.executable, "-m", "planish", "profiles", "show", str(path), "--json"]
+    listed = json.loads(subprocess.run(show, check=True, capture_output=True, text=True).stdout)
+    for journey in listed["journeys"]:
+        for step in journey["steps"]:
+            for words in map(shlex.split, step["commands"]):
+                if words[:2] in (
+                    ["planish", "ship"],
+                    ["planish", "export"],
+                    ["planish", "build"],
+                    ["planish", "inspect"],
+                ):
+                    wanted = str(path) if step["where"] == "host" else path.name
+                    assert words[words.index("--profile") + 1] == wanted
+                if words[0] == "rsync":
+                    assert str(path) in words
+
+
+def test_a_profile_cannot_slip_a_command_in() -> None:
+    told = load("jetson-orin-nano-8gb").to_json()
+    told["name"] = told["software"][0]["apt"][0] = told["software"][0]["onnxruntime"] = "x; touch y"
+    for line in journeys(parse(told))[0].commands:
+        assert "touch" not in shlex.split(line)
+        assert ";" not in re.sub(r"'[^']*'", "", line.partition("python -c")[0])
 
 
 def test_the_pages_show_these_very_commands() -> None:

@@ -104,6 +104,27 @@ def test_a_precision_the_gpu_lacks_is_refused(name: str, engine: int, precision:
     assert expected in refused(value).expected
 
 
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"recipes": ["int8", "fp8"]}, "fp8 among the precisions, as recipe fp8 needs of `tensorrt`"),
+        ({"recipes": ["int4"]}, "known words at `engines[0].recipes`"),
+        ({"build_memory": 0}, "a number above 0 at `engines[0].build_memory`"),
+        ({"install": "tensorrt"}, "a list of texts at `engines[0].install`"),
+    ],
+)
+def test_what_a_build_takes_fits_the_engine(change: dict[str, Any], expected: str) -> None:
+    value = told("jetson-orin-nano-8gb")
+    value["engines"][0].update(change)
+    assert expected in refused(value).expected
+
+
+def test_packages_of_the_system_are_a_list() -> None:
+    value = told("jetson-orin-nano-8gb")
+    value["software"][0]["apt"] = "python3-libnvinfer"
+    assert "a list of texts at `software[0].apt`" in refused(value).expected
+
+
 def test_an_engine_twice_or_without_precision_is_refused() -> None:
     value = told()
     value["engines"].append(value["engines"][0])
