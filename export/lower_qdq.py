@@ -101,7 +101,7 @@ class _ToQdq(Lowering):
             flat = build.op("Squeeze", scale, build.constant([1]))
             return build.op("Transpose", build.op("DequantizeLinear", integers, flat, axis=0), perm=[1, 0])
         integers = build.weight(f"{name}.weight", _integers(layer))
-        if layer.scale.shape[1] == 1:
+        if layer.bits == 8 and layer.scale.shape[1] == 1:
             return build.op("DequantizeLinear", integers, build.weight(f"{name}.scale", layer.scale[:, 0]), axis=1)
         scale = build.weight(f"{name}.scale", np.ascontiguousarray(layer.scale.T))
         size = layer.shape[1] // layer.scale.shape[1]
@@ -131,5 +131,11 @@ def _check(layer: QuantizedLinear, module: str) -> None:
             "zero points",
             "compress with symmetric: true (the recipes int8, int8-weight-only, int4-symmetric)",
         )
+    if layer.bits == 4 and layer.group_size is None:
+        fix = "compress with a group_size (the recipe int4-symmetric), or with bits: 8"
+        raise CheckpointError(f"{module} in groups, which TensorRT needs", "4 bits with one scale a row", fix)
+    if layer.bits == 4 and layer.shape[0] % 2:
+        got, fix = f"{layer.shape[0]} outputs", "exclude the layer in the recipe, or take bits: 8 for it"
+        raise CheckpointError(f"an even number of outputs of {module}, for TensorRT to read 4 bits", got, fix)
     if layer.bits not in (4, 8):
         raise CheckpointError(f"{module} in 4 or 8 bits", f"{layer.bits} bits", "choose another `bits` in the recipe")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -23,7 +24,9 @@ from planish.export.probe import graph_integers
 from planish.export.reference import load_reference
 from planish.export.to_half import narrowed, to_half
 from planish.runtime import load
-from tests.export.small_encoders import small_encoder, small_int8, small_quantized
+from tests.export.small_decoders import compressed
+from tests.export.small_encoders import VOCABULARY, small_encoder, small_int8, small_quantized
+from tests.tiny import word_tokenizer
 
 PAIRS = [
     ("bert", "fill-mask"),
@@ -42,6 +45,13 @@ def batch(names: list[str]) -> dict[str, np.ndarray]:
     return {
         name: {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}[name] for name in names
     }
+
+
+def small_by(passes: list[dict[str, Any]], task: str, folder: Path) -> Path:
+    """A small BERT after ``passes``."""
+    parent = small_encoder("bert", task, folder / "parent")
+    word_tokenizer(VOCABULARY).save_pretrained(parent)
+    return compressed(parent, folder / "compressed", passes)
 
 
 @pytest.mark.parametrize(("family", "task"), PAIRS)
@@ -220,3 +230,27 @@ def test_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     first, second = (export(source, tmp_path / name, profile=PROFILE).manifest.digest for name in "ab")
     assert first == second
     assert CheckpointReader(source).quantized
+
+
+def test_four_bits_lie_in_blocks_also_where_a_group_is_a_row(tmp_path: Path) -> None:
+    """Groups as wide as a layer of 32: TensorRT reads 4 bits in blocks, and no scale a channel."""
+    passes = [{"pass": "weight-only", "bits": 4, "group_size": 32, "symmetric": True, "method": "round"}]
+    made = export(small_by(passes, "feature-extraction", tmp_path), tmp_path / "bundle", profile=PROFILE)
+    report = lint_model(made.path / "onnx/qdq/model.onnx", profiles.load(PROFILE))
+    assert [finding.rule for finding in report.findings if finding.severity == "error"] == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"group_size": None}, r"query in groups, .*got 4 bits with one scale a row; .*int4-symmetric"),
+        ({"group_size": 32, "include": ["classifier"]}, "even number of outputs of classifier, .*got 3 outputs"),
+    ],
+    ids=["no groups", "odd width"],
+)
+def test_four_bits_that_no_tensorrt_reads_are_refused(settings: dict[str, Any], words: str, tmp_path: Path) -> None:
+    passes = [{"pass": "weight-only", "bits": 4, "symmetric": True, "method": "round", **settings}]
+    source = small_by(passes, "token-classification", tmp_path)
+    with pytest.raises(CheckpointError, match=words):
+        export(source, tmp_path / "bundle", profile=PROFILE)
+    export(source, tmp_path / "bundle")  # ONNX Runtime does
