@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+
 from planish import profiles
 from planish.errors import CheckpointError, InputError, nearest
 from planish.export.describe import describe, infer_task
@@ -70,6 +72,7 @@ def export(
     chosen = infer_task(reader.config, task)
     fields = {**describe(source, reader, chosen), "profile": device.name, "gates": []}
     check_tokenizer(source)
+    _check_finite(reader)
     with staging(target) as folder:
         make = _decoder if chosen == "text-generation" else _encoder
         job = _Job(source, reader, folder / ".scratch", fields, _dialects(device, dialects), opset, atol, progress)
@@ -164,6 +167,16 @@ def _dialects(device: profiles.Profile, asked: Sequence[str] | None) -> tuple[Di
         if name not in DIALECTS:
             raise InputError("a dialect planish exports", repr(name), nearest(name, DIALECTS))
     return cast("tuple[Dialect, ...]", chosen)
+
+
+def _check_finite(reader: CheckpointReader) -> None:
+    """Raise ``CheckpointError`` for parameters that are no numbers: what is exported would answer NaN."""
+    for name in reader.names:
+        if name.endswith((".weight", ".bias", "_scale")):
+            array = reader.tensor(name)
+            if array.dtype.kind not in "iub" and not bool(np.all(np.isfinite(array))):
+                got, fix = f"NaN or infinity in {name}", "retrain or re-download it"
+                raise CheckpointError(f"finite weights in {reader.directory.name}", got, fix)
 
 
 def _check_opset(opset: int) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from planish.errors import CheckpointError
 from planish.export import CheckpointReader, export
@@ -194,3 +195,20 @@ def test_what_compress_wrote(change: dict[str, Any], models: Path, tmp_path: Pat
     model = copied(models, "decoder", tmp_path)
     edit(model / "planish.json", **change)
     assert f"{next(iter(change))} in planish.json" in refused(model)
+
+
+@pytest.mark.parametrize(
+    ("name", "end"),
+    [("encoder", "LayerNorm.weight"), ("encoder", "classifier.dense.bias"), ("decoder", "k_proj.weight_scale")],
+)
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_parameters_that_are_no_numbers_are_named(
+    name: str, end: str, value: float, models: Path, tmp_path: Path
+) -> None:
+    """ONNX would compute NaN as faithfully as torch does."""
+    model = copied(models, name, tmp_path)
+    tensors = load_file(model / "model.safetensors")
+    key = next(key for key in sorted(tensors) if key.endswith(end))
+    tensors[key].reshape(-1)[1] = value
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    assert f"NaN or infinity in {key}" in refused(model)
