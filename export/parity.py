@@ -35,6 +35,9 @@ __all__ = ["DEFAULT_ATOL", "check_encoder", "check_encoder_qdq", "golden_limit",
 DEFAULT_ATOL = 1e-3
 """Largest absolute difference. Measured: 1e-5 on MiniLM, float or INT8; fp32 sums in another order cost that much."""
 
+_LARGE = 100.0
+"""Inputs of quantizers beyond this are compared relative to it: feed-forward layers reach thousands in some models."""
+
 _DRIFT = 0.5
 """Free-running difference of the shipped file from its probed copy, over the output's RMS; strangers have 1.4."""
 
@@ -214,11 +217,15 @@ def _check_drift(cases: Sequence[dict[str, Any]]) -> None:
 
 @contextmanager
 def _forced(model: Any, values: Arrays, errors: list[float]) -> Iterator[None]:
-    """Within, each module named in ``values`` reads that array; how far its own input was off goes to ``errors``."""
+    """Within, each module named in ``values`` reads that array; how far its own input was off goes to ``errors``.
+
+    Of inputs that reach beyond 100 it is the share of a hundredth of the largest: float32 has seven digits.
+    """
 
     def force(given: torch.Tensor) -> Any:
         def hook(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-            errors.append(_difference(given.numpy(), inputs[0].numpy()))
+            size = max(1.0, float(inputs[0].abs().max()) / _LARGE)
+            errors.append(_difference(given.numpy(), inputs[0].numpy()) / size)
             return (given, *inputs[1:])
 
         return hook

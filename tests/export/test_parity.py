@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+from safetensors.torch import load_file, save_file
 
 from planish.errors import InputError, ParityError
 from planish.export import encoder, export
 from planish.export.parity import DEFAULT_ATOL, check_encoder, report, tolerance
 from planish.export.reference import load_reference
-from tests.export.small_encoders import small_int8
+from tests.export.small_decoders import compressed
+from tests.export.small_encoders import VOCABULARY, small_encoder, small_int8
+from tests.tiny import word_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +121,15 @@ def test_interrupt_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         export(checkpoint, tmp_path / "bundle", progress=stop)
     assert not list(tmp_path.iterdir())
+
+
+def test_large_inner_values_are_held_to_seven_digits_not_to_the_tolerance_of_small_ones(tmp_path: Path) -> None:
+    """A feed-forward layer whose INT8 inputs reach thousands, where float32 itself is off by more than 1e-3."""
+    parent = small_encoder("bert", "feature-extraction", tmp_path / "parent")
+    word_tokenizer(VOCABULARY).save_pretrained(parent)
+    tensors = load_file(parent / "model.safetensors")
+    tensors["encoder.layer.0.intermediate.dense.weight"] *= 1e4
+    save_file(tensors, parent / "model.safetensors", metadata={"format": "pt"})
+    passes = [{"pass": "int8-linear", "activations": "static"}, {"pass": "int8-embedding"}]
+    made = export(compressed(parent, tmp_path / "made", passes), tmp_path / "bundle")
+    assert made.manifest.parity["ort"].max_abs_error < 1e-3
