@@ -146,7 +146,8 @@ def test_full_disk(minilm: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["compress", "export", "ship"])
-def test_control_c_leaves_nothing(command: str, minilm: Path, tmp_path: Path) -> None:
+def test_control_c_leaves_nothing_half_written(command: str, minilm: Path, tmp_path: Path) -> None:
+    """Finished calibration may stay to be continued from, if the message says where."""
     arguments = [command, str(minilm), *([] if command == "export" else ["-r", "int8"])]
     process = subprocess.Popen(
         [sys.executable, "-m", "planish", *arguments, "-o", "out"],
@@ -162,7 +163,8 @@ def test_control_c_leaves_nothing(command: str, minilm: Path, tmp_path: Path) ->
     assert process.returncode == 130, said
     assert "interrupted" in said
     assert "Traceback" not in said
-    assert leftovers(tmp_path) == []
+    kept = leftovers(tmp_path)
+    assert kept == [] or (kept in ([".out.partial"], [".out.work"]) and kept[0] in said and command != "export")
 
 
 def wait_for_work(process: subprocess.Popen[str], folder: Path) -> None:
