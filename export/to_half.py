@@ -49,6 +49,7 @@ class _Halving:
         self.casts = 0
         self._cast: dict[tuple[int, ir.DataType], ir.Value] = {}
         self._narrow: dict[str, ir.Value] = {}
+        self._whole: dict[int, ir.Value] = {}  # a narrow weight and the one it was made from
         self._float = {id(v) for v in graph.initializers.values() if v.dtype == _FLOAT}
 
     def run(self) -> None:
@@ -91,7 +92,10 @@ class _Halving:
             return value
         key = (id(value), wanted)
         if key not in self._cast:
-            node = ir.node("Cast", [value], {"to": int(wanted)}, name=f"Cast.half.{self.casts}")
+            node = self._dequantized(value, wanted)
+            if node is None:
+                node = ir.node("Cast", [value], {"to": int(wanted)}, name=f"Cast.half.{self.casts}")
+                self.casts += 1
             node.outputs[0].name, node.outputs[0].type = f"{value.name}.as.{wanted.name}", ir.TensorType(wanted)
             node.outputs[0].shape = value.shape
             producer = value.producer()
@@ -100,8 +104,21 @@ class _Halving:
             else:
                 self.graph.insert_after(producer, node)
             self._cast[key] = node.outputs[0]
-            self.casts += 1
         return self._cast[key]
+
+    def _dequantized(self, value: ir.Value, wanted: ir.DataType) -> ir.Node | None:
+        """The node that makes float32 of the integers ``value`` was made of, if it was.
+
+        With a Cast behind a DequantizeLinear TensorRT makes no INT8 product of the two.
+        """
+        maker = value.producer()
+        if maker is None or maker.op_type != "DequantizeLinear" or wanted != _FLOAT:
+            return None
+        integers, scale, *zero = maker.inputs
+        wide = self._whole.get(id(scale))
+        if wide is None:
+            return None
+        return ir.Node("", maker.op_type, [integers, wide, *zero], maker.attributes.values(), name=f"{maker.name}.wide")
 
     def _half_weight(self, value: ir.Value) -> ir.Value:
         name = str(value.name)
@@ -115,7 +132,7 @@ class _Halving:
             )
             self.graph.register_initializer(narrow)
             assert others
-            self._narrow[name] = narrow
+            self._narrow[name], self._whole[id(narrow)] = narrow, value
         return self._narrow[name]
 
     def _widen_output(self, index: int, output: ir.Value) -> None:
