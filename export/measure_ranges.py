@@ -19,6 +19,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from planish.export.element_types import fill_types
+from planish.export.probe import save_copy
 from planish.export.to_half import LARGEST
 
 __all__ = ["LIMIT", "Ranges", "measure_ranges"]
@@ -75,17 +76,16 @@ def measure_ranges(
     wanted = [f"range.{index}" for index in range(len(watched))]
     seen = np.zeros(len(watched))
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        session = _session(model, Path(folder), entries or {})
+        session = _session(save_copy(model, path, Path(folder) / "ranges.onnx"), entries or {})
         for batch in batches:
             seen = np.maximum(seen, np.array([float(one) for one in session.run(wanted, dict(batch))]))
     names = [str(value.name) for value in watched]
     return Ranges(dict(zip(names, seen.tolist(), strict=True)), tuple(dict.fromkeys(reported)))
 
 
-def _session(model: ir.Model, folder: Path, entries: Mapping[str, str]) -> onnxruntime.InferenceSession:
-    ir.save(model, folder / "ranges.onnx")
+def _session(path: Path, entries: Mapping[str, str]) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     for key, value in entries.items():
         options.add_session_config_entry(key, value)
-    return onnxruntime.InferenceSession(str(folder / "ranges.onnx"), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

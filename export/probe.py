@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-__all__ = ["graph_integers", "quantizer_inputs", "write_probe"]
+__all__ = ["graph_integers", "quantizer_inputs", "save_copy", "write_probe"]
 
 SUFFIX = ".quantized.weight"
 SMOOTHING = ".pre_quant_scale"
@@ -94,6 +96,20 @@ def write_probe(path: Path, values: Sequence[str], folder: Path) -> Path:
             if value.name in wanted:
                 value.type = value.type or ir.TensorType(ir.DataType.FLOAT)
                 model.graph.outputs.append(value)
-    copy = folder / "probe.onnx"
+    return save_copy(model, path, folder / "probe.onnx")
+
+
+def save_copy(model: ir.Model, source: Path, copy: Path) -> Path:
+    """Write a changed ``model`` of the file ``source`` to ``copy``, in another folder; returns ``copy``.
+
+    Weights outside the file (``<source>.data``) stay what they are: ONNX Runtime wants them beside the copy, and
+    follows no symbolic link out of its folder.
+    """
     ir.save(model, copy)
+    data = source.with_name(f"{source.name}.data")
+    if data.exists():
+        try:
+            os.link(data, copy.with_name(data.name))
+        except OSError:  # a file system without hard links
+            shutil.copyfile(data, copy.with_name(data.name))
     return copy

@@ -254,3 +254,22 @@ def test_four_bits_that_no_tensorrt_reads_are_refused(settings: dict[str, Any], 
     with pytest.raises(CheckpointError, match=words):
         export(source, tmp_path / "bundle", profile=PROFILE)
     export(source, tmp_path / "bundle")  # ONNX Runtime does
+
+
+def test_weights_too_large_for_one_file_lie_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """XLM-RoBERTa large has 2.2 GB; here the limit is small in its place. Both dialects answer as from one file."""
+    source = small_int8("bert", "feature-extraction", tmp_path)
+    whole = export(source, tmp_path / "whole", profile=PROFILE)
+    monkeypatch.setattr(encoder, "EXTERNAL_ABOVE", 1000)
+    apart = export(source, tmp_path / "apart", profile=PROFILE)
+    more = {f"onnx/{name}/model.onnx.data" for name in ("ort", "qdq")}
+    assert set(apart.manifest.files) == set(whole.manifest.files) | more
+    inputs = batch(["input_ids", "attention_mask", "token_type_ids"])
+    for dialect in ("ort", "qdq"):
+        with (
+            load(whole.path, dialect=dialect, device="cpu") as one,
+            load(apart.path, dialect=dialect, device="cpu") as two,
+        ):
+            expected = one.run(inputs)["last_hidden_state"]
+            np.testing.assert_array_equal(two.run(inputs)["last_hidden_state"], expected)
+        assert whole.manifest.parity[dialect] == apart.manifest.parity[dialect]
