@@ -62,7 +62,7 @@ def load_cudart() -> Any:
         try:
             library = _typed(ctypes.CDLL(name))
         except (OSError, AttributeError) as error:
-            tried.append(str(error).splitlines()[0][:100])
+            tried.append(str(error).splitlines()[0][:300])
             continue
         if _suits(library):
             return library
