@@ -87,7 +87,8 @@ def estimate(
     axes = greatest(profiles, inputs)
     tokens = axes.get("batch", 1) * axes.get("sequence", 1)
     kept = axes.get("batch", 1) * axes.get("kept", 0)
-    activations = int(BUFFERS * 2 * tokens * facts.widest) + 2 * kept * facts.vocabulary
+    mask = 2 * tokens * axes.get("total", 0)  # a decoder's causal bias, made in the graph
+    activations = int(BUFFERS * 2 * tokens * facts.widest) + mask + 2 * kept * facts.vocabulary
     buffers = sum(size_of(tensor, axes) for tensor in (*inputs, *outputs))
     least, each = SECONDS[module]
     compiled = facts.nodes * len(profiles)
