@@ -30,6 +30,7 @@ from planish.export.decoder_parity import decoder_golden
 from planish.export.golden import Arrays
 from planish.export.graph import Built, Progress
 from planish.export.parity import golden_limit, open_session, report, tolerance
+from planish.runtime import golden_drift
 
 __all__ = ["DEFAULT_ATOL", "DRIFT", "check_decoder_qdq"]
 
@@ -103,7 +104,8 @@ def check_decoder_qdq(
             if progress is not None:
                 progress("parity", index, len(_CASES))
             cases.append(_judge(case, twin, shipped, model, rounded, vocab_size, index))
-    drift = _golden_drift(shipped, golden or decoder_golden(model, vocab_size=vocab_size))
+    inputs, wanted = golden or decoder_golden(model, vocab_size=vocab_size)
+    drift = golden_drift({"logits": shipped.feed(inputs["input_ids"], inputs["attention_mask"], last=True)}, wanted)
     told = report(cases, limit, DEFAULT_ATOL)
     return told | {"golden_drift": float(f"{drift:.1e}"), "golden_limit": golden_limit(drift)}
 
@@ -129,14 +131,6 @@ def _judge(
             "export for the `ort` dialect, and report it with the checkpoint",
         )
     return {"name": case.name, "max_abs_error": error, "drift": float(f"{drift:.1e}")}
-
-
-def _golden_drift(shipped: _Decoder, golden: tuple[Arrays, Arrays]) -> float:
-    """Relative RMS of the last logits of the golden batch."""
-    inputs, outputs = golden
-    found = shipped.feed(inputs["input_ids"], inputs["attention_mask"], last=True)
-    expected = outputs["logits"]
-    return float(np.sqrt(np.mean((found - expected) ** 2) / (np.mean(expected**2) + 1e-12)))
 
 
 def _run(decoder: _Decoder, case: _Case, rows: list[Array]) -> list[Array]:
