@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from planish import recipes
+from planish.runtime.text import load_tokenizer
 
 __all__ = ["GOLDEN_LENGTHS", "encoder_inputs", "run_torch", "text_inputs", "write_golden"]
 
@@ -45,7 +45,7 @@ def text_inputs(
     """
     lengths = [min(length, max_length) for length in (8, 32, 128, 512)]
     rng = np.random.default_rng(0)
-    encode = Tokenizer.from_file(str(tokenizer)).encode if tokenizer.is_file() else None
+    encode = load_tokenizer(tokenizer.read_bytes()).encode if tokenizer.is_file() else None
     text = recipes.text("calibrate")
     found = []
     for row in range(rows):
