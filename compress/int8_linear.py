@@ -54,18 +54,18 @@ class Int8Linear(Pass):
         inputs = self._inputs(bench, context, chosen)
         for done, layer in enumerate(chosen):
             context.progress(self.name, done, len(chosen))
-            how = inputs.get(layer.name, _DYNAMIC)
-            weight = layer.weight if how.pre_quant_scale is None else layer.weight / how.pre_quant_scale
+            how = inputs.get(layer.name)  # None: found while the model runs
+            factor = how.pre_quant_scale if how is not None else None
+            weight = layer.weight if factor is None else layer.weight / factor
             quantized = round_to_grid(weight, bits=8, group_size=None, symmetric=True, range=self.range)
-            scale = how.scale if self.activations == "static" else None
             bench.store(
                 layer,
                 Stored(
                     quantized,
                     packed=False,
                     activations=self.activations,
-                    input_scale=scale,
-                    pre_quant_scale=how.pre_quant_scale,
+                    input_scale=how.scale if how is not None else None,
+                    pre_quant_scale=factor,
                 ),
             )
         context.progress(self.name, len(chosen), len(chosen))
@@ -94,6 +94,3 @@ class Int8Linear(Pass):
             tick=lambda done, total: context.progress("calibrate", done, total),
             pieces=context.pieces,
         )
-
-
-_DYNAMIC = InputScale(1.0)

@@ -125,13 +125,11 @@ class _Halving:
         if name not in self._narrow:
             assert value.const_value is not None
             array = narrowed(value.const_value.numpy(), name)
-            others = [node for node, _ in value.uses()]
             tensor = ir.tensor(array, name=f"{name}.half")
             narrow = ir.Value(
                 name=tensor.name, const_value=tensor, type=ir.TensorType(_HALF), shape=ir.Shape(array.shape)
             )
             self.graph.register_initializer(narrow)
-            assert others
             self._narrow[name], self._whole[id(narrow)] = narrow, value
         return self._narrow[name]
 
