@@ -73,7 +73,7 @@ def test_module_and_profile_are_named_right(tmp_path: Path) -> None:
 
 def test_full_tensorrt_that_is_not_installed_is_named_with_its_installation() -> None:
     if "tensorrt" in sys.modules:
-        pytest.skip("this host has it")
+        pytest.skip("needs a host without the module tensorrt, and it is imported here")
     with pytest.raises(HostError, match="the module tensorrt, got none") as caught:
         choose(load("rtx-4090"), BuiltOn("A card", "8.9"), "tensorrt")
     assert "python3-libnvinfer" in caught.value.fix

@@ -67,7 +67,8 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]
     """The environment in which each release can be imported, by its version."""
     machine = platform.machine()
     if sys.platform != "linux" or machine not in MACHINES:
-        pytest.skip("the bindings are loaded on Linux only")
+        published = f"the bindings are published for Linux on {', '.join(MACHINES)}"
+        pytest.skip(f"no TensorRT bindings for {sys.platform} on {machine}: {published}")
     found = {}
     for version in VERSIONS:
         tag = f"cp{sys.version_info.major}{sys.version_info.minor}"

@@ -64,7 +64,7 @@ class ILogger:
         pass
 
     def log(self, severity: Severity, message: str) -> None:
-        raise NotImplementedError
+        raise RuntimeError('Tried to call pure virtual function "nvinfer1::ILogger::log"')  # as the bindings do
 
 
 class TensorIOMode(enum.Enum):
