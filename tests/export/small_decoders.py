@@ -6,15 +6,21 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx_ir as ir
 import torch
 import transformers
 import yaml
+from numpy.typing import NDArray
 from transformers.utils import logging
 
 from planish.compress import compress
 from planish.compress.recipe import parse_recipe
+from planish.export.graph import Built
 
-__all__ = ["FAMILIES", "VOCABULARY", "compressed", "edit_config", "quantized", "random_decoder"]
+__all__ = ["FAMILIES", "VOCABULARY", "compressed", "edit_config", "quantized", "random_decoder", "tensors", "unpacked"]
+
+Array = NDArray[Any]
 
 _SHAPE = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 96}
 _LLAMA = {**_SHAPE, "intermediate_size": 96, "num_key_value_heads": 2}
@@ -87,3 +93,16 @@ def edit_config(checkpoint: Path, **changes: Any) -> Path:
     config = {key: value for key, value in {**config, **changes}.items() if value is not None}
     path.write_text(json.dumps(config))
     return checkpoint
+
+
+def tensors(built: Built) -> dict[str, Array]:
+    graph = ir.load(built.folder / built.files[0]).graph
+    return {str(n): v.const_value.numpy() for n, v in graph.initializers.items() if v.const_value is not None}
+
+
+def unpacked(array: Array, bits: int, width: int) -> Array:
+    """Signed integers out of bytes, low bits first."""
+    octets = array.reshape(len(array), -1)
+    if bits == 4:
+        octets = np.stack([octets & 15, octets >> 4], axis=-1).reshape(len(array), -1)
+    return octets[:, :width].astype(np.int16) - (1 << (bits - 1))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from planish.export.build_shapes import optimization_profiles
 from planish.profiles import load
 from planish.runtime import read_manifest
 from planish.runtime.manifest import TensorInfo
+from tests.blocked import run_without
 from tests.export.engine_bundles import MAX_LENGTH, make_bundle, make_profile
 from tests.export.engine_graphs import FFN, LAYERS, VOCABULARY, decoder, encoder
 
@@ -159,13 +158,8 @@ def test_the_log_gives_memory_errors_and_warnings() -> None:
     assert log.errors() == ["first"]
 
 
-BARE = """
-import sys
-class Block:
-    def find_spec(self, name, path=None, target=None):
-        if name.split('.')[0] in ('torch', 'transformers', 'pydantic', 'safetensors', 'onnxscript', 'optimum'):
-            raise ImportError('blocked ' + name)
-sys.meta_path.insert(0, Block())
+WORKSHOP = ("torch", "transformers", "pydantic", "safetensors", "onnxscript", "optimum")
+DRY_RUN = """
 from planish.__main__ import main
 sys.exit(main(['build', sys.argv[1], '--profile', sys.argv[2], '--dry-run', '--json']))
 """
@@ -173,8 +167,7 @@ sys.exit(main(['build', sys.argv[1], '--profile', sys.argv[2], '--dry-run', '--j
 
 def test_a_device_without_torch_gets_the_dry_run(tmp_path: Path) -> None:
     bundle, profile = make_bundle(tmp_path / "bundle", "decoder"), make_profile(tmp_path, engine="tensorrt", sm="8.7")
-    command = [sys.executable, "-c", BARE, str(bundle), str(profile)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_without(WORKSHOP, DRY_RUN, bundle, profile)
     told = json.loads(done.stdout.splitlines()[-1])
     assert done.returncode == told["exit_code"] == 4, done.stderr
     assert "8.7" in told["refused"][0]["expected"] + told["refused"][0]["got"]

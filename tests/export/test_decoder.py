@@ -16,9 +16,16 @@ from numpy.typing import NDArray
 from planish.errors import CheckpointError
 from planish.export.decoder import build_decoder
 from planish.export.emit_rotary import inverse_frequency
-from planish.export.graph import Built
 from planish.export.reader import CheckpointReader, QuantizedLinear
-from tests.export.small_decoders import VOCABULARY, compressed, edit_config, quantized, random_decoder
+from tests.export.small_decoders import (
+    VOCABULARY,
+    compressed,
+    edit_config,
+    quantized,
+    random_decoder,
+    tensors,
+    unpacked,
+)
 
 # compressed-tensors compiles a function with torch.jit when it is imported
 
@@ -29,19 +36,6 @@ Array = NDArray[Any]
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("llama")
     return quantized(random_decoder("llama", folder / "float"), folder / "int4")
-
-
-def tensors(built: Built) -> dict[str, Array]:
-    graph = ir.load(built.folder / built.files[0]).graph
-    return {str(n): v.const_value.numpy() for n, v in graph.initializers.items() if v.const_value is not None}
-
-
-def unpacked(array: Array, bits: int, width: int) -> Array:
-    """Signed integers out of bytes, low bits first."""
-    octets = array.reshape(len(array), -1)
-    if bits == 4:
-        octets = np.stack([octets & 15, octets >> 4], axis=-1).reshape(len(array), -1)
-    return octets[:, :width].astype(np.int16) - (1 << (bits - 1))
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,7 @@ from planish import profiles
 from planish.__main__ import main
 from planish.errors import InputError
 from planish.export.lint import RULES, Build, lint_model
+from tests.blocked import run_without
 from tests.export.lint_models import linear
 from tests.export.tiny_graphs import Tiny, attention, int8_weight, quantized
 
@@ -213,16 +212,8 @@ def test_a_build_with_a_new_enough_tensorrt_is_not_held_to_the_profiles_oldest(t
 
 def test_no_torch_no_engine_is_needed(clean: Path) -> None:
     blocked = ["torch", "transformers", "onnxruntime", "onnxscript", "pydantic", "tensorrt", "tensorrt_rtx"]
-    code = (
-        "import sys\n"
-        "class Block:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        f"        if name.split('.')[0] in {blocked!r}: raise ImportError('blocked ' + name)\n"
-        "sys.meta_path.insert(0, Block())\n"
-        "from planish.__main__ import main\n"
-        f"sys.exit(main(['inspect', {str(clean)!r}, '--lint', '--profile', 'rtx-4090']))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    asked = "['inspect', sys.argv[1], '--lint', '--profile', 'rtx-4090']"
+    done = run_without(blocked, f"from planish.__main__ import main\nsys.exit(main({asked}))\n", clean)
     assert done.returncode == 0, done.stderr
     assert "0 errors, 0 warnings" in done.stdout
 

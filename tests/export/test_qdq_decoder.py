@@ -21,7 +21,7 @@ from planish.export.graph import Built
 from planish.export.lint import lint_model
 from planish.export.parity import open_session
 from planish.export.qdq_ranges import ValueRanges
-from tests.export.small_decoders import VOCABULARY, compressed, quantized, random_decoder
+from tests.export.small_decoders import VOCABULARY, compressed, quantized, random_decoder, tensors, unpacked
 
 Array = NDArray[Any]
 
@@ -41,19 +41,6 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def built(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
     return build_decoder(llama, tmp_path_factory.mktemp("qdq"), dialect="qdq")
-
-
-def tensors(built: Built) -> dict[str, Array]:
-    graph = ir.load(built.folder / built.files[0]).graph
-    return {str(n): v.const_value.numpy() for n, v in graph.initializers.items() if v.const_value is not None}
-
-
-def unpacked(array: Array, bits: int, width: int) -> Array:
-    """Integers of MatMulNBits and GatherBlockQuantized, signed: low bits first, offset by half their range."""
-    octets = array.reshape(len(array), -1)
-    if bits == 4:
-        octets = np.stack([octets & 15, octets >> 4], axis=-1).reshape(len(array), -1)
-    return octets[:, :width].astype(np.int16) - (1 << (bits - 1))
 
 
 def feed(built: Built, ids: Array, mask: Array | None = None) -> dict[str, Array]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import pytest
 from planish.__main__ import main
 from planish.describe import describe
 from planish.errors import CheckpointError
+from tests.blocked import run_without
 from tests.export.small_encoders import small_encoder, small_quantized
 
 
@@ -82,15 +81,7 @@ def test_the_base_install_is_enough(made: Path) -> None:
         "safetensors",
         "ml_dtypes",
     ]
-    code = (
-        "import sys\n"
-        "class Block:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        f"        if name.split('.')[0] in {blocked!r}: raise ImportError('blocked ' + name)\n"
-        "sys.meta_path.insert(0, Block())\n"
-        "from planish.__main__ import main\n"
-        f"sys.exit(main(['inspect', {str(made)!r}, '--json']))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    code = "from planish.__main__ import main\nsys.exit(main(['inspect', sys.argv[1], '--json']))\n"
+    done = run_without(blocked, code, made)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["model_type"] == "bert"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,15 +10,11 @@ import pytest
 from planish import extras
 from planish.cli import COMMANDS
 from planish.extras import NEEDED, extra_for, find_extras, flat, module_of, requirements
+from tests.blocked import run_without
 from tests.export.engine_bundles import make_bundle, make_profile
 
-BLOCKED = """
-import json, sys
-class Block:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {blocked}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-sys.meta_path.insert(0, Block())
+COMMANDS_OF = """
+import json
 from planish.__main__ import main
 print(json.dumps([main(arguments) for arguments in {commands}]))
 """
@@ -28,8 +22,8 @@ print(json.dumps([main(arguments) for arguments in {commands}]))
 
 def say_without(blocked: list[str], commands: list[list[str]]) -> tuple[list[int], list[str]]:
     """Exit codes and lines of stderr of commands, where modules are not installed."""
-    code = BLOCKED.format(blocked=blocked, commands=commands)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = run_without(blocked, COMMANDS_OF.format(commands=commands))
+    assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1]), done.stderr.splitlines()
 
 

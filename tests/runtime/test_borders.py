@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 import planish.runtime
+from tests.blocked import run_without
 
 FORBIDDEN = (
     "torch",
@@ -25,24 +24,18 @@ FORBIDDEN = (
 )
 
 RUN = """
-import sys
-class Block:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in FORBIDDEN:
-            raise ImportError(name + " is not for the device")
-sys.meta_path.insert(0, Block())
 import planish.runtime
 import json
 before = sorted(sys.modules)
 model = planish.runtime.load(sys.argv[1])
 answer = model.classify("the whale")[0].label
 print(json.dumps([before, sorted(sys.modules), answer]))
-""".replace("FORBIDDEN", repr(FORBIDDEN))
+"""
 
 
 def test_a_bundle_runs_without_the_workshop(tiny: Callable[..., Any]) -> None:
     path = tiny("text-classification", 2, labels=["a", "b"]).path
-    done = subprocess.run([sys.executable, "-c", RUN, str(path)], capture_output=True, text=True, check=False)
+    done = run_without(FORBIDDEN, RUN, path)
     assert done.returncode == 0, done.stderr
     before, after, answer = json.loads(done.stdout)
     assert answer in "ab"

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 
 from planish.errors import BundleError
 from planish.runtime.cache import DecoderRun, KVCache
 from planish.runtime.manifest import Generation as DecoderInfo
 from tests.runtime import tiny_decoder
+from tests.runtime.recompute import follow, reference
 
 VOCAB = 300
 INFO = DecoderInfo(**tiny_decoder.manifest_info())
@@ -33,33 +33,16 @@ def session(model: Any) -> Any:
     return tiny_decoder.make_session(model)
 
 
-def reference(model: Any, ids: list[int]) -> Logits:
-    with torch.no_grad():
-        logits: Logits = model(torch.tensor([ids])).logits[0].numpy()
-    return logits
-
-
 def prompts(*lengths: int, seed: int = 0) -> list[NDArray[np.int64]]:
     random = np.random.default_rng(seed)
     return [random.integers(0, VOCAB, length) for length in lengths]
-
-
-def follow(run: DecoderRun, model: Any, texts: list[list[int]], logits: Logits, steps: int) -> Logits:
-    """Greedy steps, each compared with a full recompute."""
-    for _ in range(steps):
-        for ids, row in zip(texts, logits, strict=True):
-            np.testing.assert_allclose(row, reference(model, ids)[-1], atol=TOLERANCE)
-        for ids, row in zip(texts, logits, strict=True):
-            ids.append(int(row.argmax()))
-        logits = run.step([ids[-1] for ids in texts])
-    return logits
 
 
 @pytest.mark.parametrize("lengths", [(1,), (7,), (5, 9, 1), (4, 4), (1, 1, 1)], ids=str)
 def test_prefill_and_steps_match_a_full_recompute(session: Any, model: Any, lengths: tuple[int, ...]) -> None:
     given = prompts(*lengths)
     run = DecoderRun(session, INFO, VOCAB, len(given), longest=max(lengths), limit=200)
-    follow(run, model, [ids.tolist() for ids in given], run.prefill(given), 12)
+    follow(run, model, [ids.tolist() for ids in given], run.prefill(given), 12, TOLERANCE)
 
 
 @pytest.mark.parametrize("lengths", [(9,), (5, 9, 1), (4, 8), (16, 17)], ids=str)
@@ -70,7 +53,7 @@ def test_prompts_row_by_row_and_in_chunks_match_too(
     monkeypatch.setattr("planish.runtime.cache._TOGETHER", 8)
     given = prompts(*lengths)
     run = DecoderRun(session, INFO, VOCAB, len(given), longest=max(lengths), limit=200)
-    follow(run, model, [ids.tolist() for ids in given], run.prefill(given), 6)
+    follow(run, model, [ids.tolist() for ids in given], run.prefill(given), 6, TOLERANCE)
 
 
 def test_a_growing_buffer_keeps_what_it_holds(session: Any, model: Any) -> None:
@@ -84,7 +67,7 @@ def test_a_growing_buffer_keeps_what_it_holds(session: Any, model: Any) -> None:
         for ids, row in zip(texts, logits, strict=True):
             ids.append(int(row.argmax()))
         logits = run.step([ids[-1] for ids in texts])
-    follow(run, model, texts, logits, 5)
+    follow(run, model, texts, logits, 5, TOLERANCE)
     assert run.capacity == 448
 
 
@@ -92,14 +75,14 @@ def test_rows_that_leave_do_not_disturb_the_others(session: Any, model: Any) -> 
     given = prompts(20, 3, 8, 5)
     run = DecoderRun(session, INFO, VOCAB, 4, longest=20, limit=200)
     texts = [ids.tolist() for ids in given]
-    logits = follow(run, model, texts, run.prefill(given), 4)
+    logits = follow(run, model, texts, run.prefill(given), 4, TOLERANCE)
     for leaving in (0, 2, 0):  # the longest goes first: what follows has a shorter mask
         texts[leaving] = texts[-1]
         texts.pop()
         logits = logits.copy()
         logits[leaving] = logits[-1]
         run.drop(leaving)
-        logits = follow(run, model, texts, logits[:-1], 4)
+        logits = follow(run, model, texts, logits[:-1], 4, TOLERANCE)
     assert run.rows == 1
 
 
@@ -139,7 +122,7 @@ def test_two_runs_on_one_session_do_not_meet(session: Any, model: Any) -> None:
     logits = [runs[0].prefill(first), runs[1].prefill(second)]
     for _ in range(5):
         for at in range(2):
-            logits[at] = follow(runs[at], model, [texts[at]], logits[at], 1)
+            logits[at] = follow(runs[at], model, [texts[at]], logits[at], 1, TOLERANCE)
 
 
 def test_an_unknown_cache_type_is_refused() -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -19,7 +18,7 @@ from planish.gate.clock import ProcessClock
 from planish.gate.likelihood import compare_likelihood
 from planish.gate.workloads import Shape, probes
 from planish.runtime import Model, load, prove_engine
-from planish.runtime.decoders import Run, SplitDecoder
+from planish.runtime.decoders import SplitDecoder
 from planish.runtime.manifest import Generation as DecoderInfo
 from planish.runtime.ort_steps import OrtSteps
 from planish.runtime.split_run import SwapCache
@@ -27,6 +26,7 @@ from planish.runtime.text import TextEncoder
 from tests.runtime import fake_tensorrt, tiny_decoder
 from tests.runtime.engine_bundle import add_fake_engine, decoder_bundle
 from tests.runtime.fake_cuda import ILLEGAL_ADDRESS, MEMORY, FakeCudart
+from tests.runtime.recompute import follow, reference
 from tests.runtime.tiny_qdq_decoder import profile
 
 PROMPTS = ["Call me Ishmael.", "It", "The whale, the whale! Up helm, up helm! Oh, all ye sweet powers of air, hug me"]
@@ -70,26 +70,9 @@ def split(request: pytest.FixtureRequest, bundle: Path, module: Any, cuda: FakeC
     assert not cuda.live
 
 
-def reference(model: Any, ids: list[int]) -> Logits:
-    with torch.no_grad():
-        logits: Logits = model(torch.tensor([ids])).logits[0].numpy()
-    return logits
-
-
 def prompts(vocab: int, *lengths: int, seed: int = 0) -> list[Ints]:
     random = np.random.default_rng(seed)
     return [random.integers(0, vocab, length) for length in lengths]
-
-
-def follow(run: Run, model: Any, texts: list[list[int]], logits: Logits, steps: int) -> Logits:
-    """Greedy steps, each compared with a full recompute in torch."""
-    for _ in range(steps):
-        for ids, row in zip(texts, logits, strict=True):
-            np.testing.assert_allclose(row, reference(model, ids)[-1], atol=TOLERANCE)
-        for ids, row in zip(texts, logits, strict=True):
-            ids.append(int(row.argmax()))
-        logits = run.step([ids[-1] for ids in texts])
-    return logits
 
 
 @pytest.mark.parametrize("lengths", [(1,), (7,), (5, 9, 1), (4, 4), (1, 1, 1), (70, 3, 40), (33, 90)], ids=str)
@@ -99,7 +82,7 @@ def test_prefill_and_steps_match_a_full_recompute(
     """Prompts above 32 tokens go through the engine in several passes."""
     given_prompts = prompts(vocab, *lengths)
     run = split.decoder.start(len(given_prompts), longest=max(lengths), limit=150)
-    follow(run, model, [ids.tolist() for ids in given_prompts], run.prefill(given_prompts), 6)
+    follow(run, model, [ids.tolist() for ids in given_prompts], run.prefill(given_prompts), 6, TOLERANCE)
     assert run.lengths.tolist() == [length + 6 for length in lengths]
     run.close()
     run.close()
@@ -111,13 +94,13 @@ def test_a_dropped_row_leaves_the_others_alone(split: Model, model: Any, vocab: 
     given_prompts = prompts(vocab, 9, 3, 6, 12, seed=3)
     texts = [ids.tolist() for ids in given_prompts]
     run = split.decoder.start(4, longest=12, limit=100)
-    logits = follow(run, model, texts, run.prefill(given_prompts), 2)
+    logits = follow(run, model, texts, run.prefill(given_prompts), 2, TOLERANCE)
     for row in (3, 0, 1):  # the last, the first, the last again
         logits = logits.copy()
         texts[row], logits[row] = texts[-1], logits[-1]
         texts.pop()
         run.drop(row)
-        logits = follow(run, model, texts, logits[:-1], 3)
+        logits = follow(run, model, texts, logits[:-1], 3, TOLERANCE)
     assert run.rows == 1
 
 
@@ -128,7 +111,7 @@ def test_a_growing_cache_keeps_what_it_holds(
     given_prompts = prompts(vocab, 60, 8, seed=1)
     run = split.decoder.start(2, longest=60, limit=190)
     assert run.capacity == 64
-    follow(run, model, [ids.tolist() for ids in given_prompts], run.prefill(given_prompts), 8)
+    follow(run, model, [ids.tolist() for ids in given_prompts], run.prefill(given_prompts), 8, TOLERANCE)
     assert run.capacity == 128
 
 
