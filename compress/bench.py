@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
 from planish.compress.grid import Quantized
 from planish.compress.walk import Layer, head_is_tied, walk
+from planish.errors import RecipeError
 
 if TYPE_CHECKING:
+    from planish.compress.checkpoint import Checkpoint
+    from planish.compress.examples import Examples
+    from planish.compress.passes import Pass
+    from planish.compress.recipe import Data
     from planish.compress.resume import Pieces
 
 __all__ = ["Activations", "Bench", "Context", "Progress", "Stored", "relative_error"]
@@ -58,16 +64,35 @@ class Bench:
     """A float32 model, its layers, and the layers already quantized.
 
     A quantized layer's float weight is overwritten with the dequantized one: whatever runs next sees what is served.
+
+    ``config``: entries of config.json that passes changed. ``files``: files beside the weights as rewritten, None
+    = left out. ``vocabulary``: int64 ``[tokens]``, the row of the parent's token table each token is, None = all are
+    there. ``facts``: what the pass at work wants in its receipt.
     """
 
     model: nn.Module
     layers: tuple[Layer, ...]
     stored: dict[str, Stored] = field(default_factory=dict)
     tied: bool = False
+    config: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, bytes | None] = field(default_factory=dict)
+    vocabulary: torch.Tensor | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: nn.Module) -> Bench:
         return cls(model, tuple(walk(model)), {}, head_is_tied(model))
+
+    def refresh(self) -> None:
+        """Walk the layers anew, after some were cut.
+
+        Raises:
+            RecipeError: layers are quantized already; their integers would no longer fit.
+        """
+        if self.stored:
+            got = f"{len(self.stored)} layers quantized by an earlier pass"
+            raise RecipeError("what cuts the model to come before what quantizes it", got, "change their order")
+        self.layers, self.tied = tuple(walk(self.model)), head_is_tied(self.model)
 
     def store(self, layer: Layer, stored: Stored) -> None:
         """Keep the integers of ``layer`` and give the model their dequantized values."""
@@ -104,11 +129,19 @@ def relative_error(weight: torch.Tensor, other: torch.Tensor) -> float:
 class Context:
     """What a pass may use besides the model.
 
-    ``windows`` reads the calibration text: int64 ``[samples, length]`` for each length. ``pieces`` keeps what
-    is finished for a run that continues after a kill.
+    ``windows`` reads the calibration text: int64 ``[samples, length]`` for each length; ``examples`` what the model is
+    trained and judged on; ``tokenizer`` is transformers' fast one. All three speak the vocabulary as it is now.
+    ``pieces`` keeps what is finished for a run that continues after a kill. ``source`` is the parent, ``data`` the
+    recipe's and ``folder`` what its paths are relative to; ``later`` are the passes that follow.
     """
 
     windows: Callable[[], tuple[torch.Tensor, ...]]
     pieces: Pieces
     progress: Progress
     seed: int
+    source: Checkpoint
+    tokenizer: Callable[[], Any]
+    examples: Callable[[], Examples]
+    data: Data
+    folder: Path
+    later: tuple[Pass, ...] = ()

@@ -22,6 +22,8 @@ from planish.compress.quiet import quiet
 from planish.compress.safetensors_file import read_header
 from planish.compress.source import config_json, find_source, weight_files, weight_map
 from planish.errors import CheckpointError, PlanishError
+from planish.families import FAMILIES
+from planish.sliced import KEY, is_sliced, read_shapes, sliced
 
 __all__ = ["Checkpoint", "open_checkpoint"]
 
@@ -66,6 +68,9 @@ class Checkpoint:
             CheckpointError: weights are missing, misshapen or not finite.
         """
         cls = model_class(self.architecture)
+        if is_sliced(self.raw_config):
+            read_shapes(self.raw_config[KEY], _layers(self.raw_config))
+            cls = sliced(cls)
         arguments: dict[str, Any] = {}
         if self.is_gguf:
             config = AutoConfig.for_model(self.raw_config["model_type"]).from_dict(self.raw_config)
@@ -163,6 +168,10 @@ def _check_finite(model: nn.Module, name: str) -> None:
     for key, tensor in model.named_parameters():
         if not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(f"finite weights in {name}", f"NaN or infinity in {key}", "retrain or re-download it")
+
+
+def _layers(config: dict[str, Any]) -> int:
+    return int(config.get(FAMILIES[config["model_type"]].layers_key, 0))
 
 
 def _line(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from planish import recipes
 from planish.compress.recipe import Data
 from planish.errors import DataError
 
-__all__ = ["read_texts", "token_windows"]
+__all__ = ["calibration_texts", "read_texts", "token_windows"]
 
 
 def read_texts(source: str, folder: Path) -> list[str]:
@@ -48,12 +48,33 @@ def _rows(content: str, path: Path) -> list[str]:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise DataError(f"JSON in {path}, line {number}", str(error)[:120], "correct that line") from None
-        text = row.get("text") if isinstance(row, dict) else None
+        text = _text_of(row) if isinstance(row, dict) else None
         if not isinstance(text, str):
             got = f"keys {sorted(row)}"[:120] if isinstance(row, dict) else type(row).__name__
             raise DataError(f"an object with a string 'text' in {path}, line {number}", got, "correct that line")
         texts.append(text)
     return texts
+
+
+def _text_of(row: dict[str, Any]) -> Any:
+    """A row's text; of a question with its context the latter, of words apart the words."""
+    if "text" in row or "context" in row:
+        return row.get("text", row.get("context"))
+    words = row.get("tokens")
+    return " ".join(words) if isinstance(words, list) and all(isinstance(word, str) for word in words) else None
+
+
+def calibration_texts(data: Data, folder: Path) -> list[str]:
+    """Texts to calibrate on: ``data.source``, or the training texts where it says ``train``.
+
+    Raises:
+        DataError: as :func:`read_texts`, or ``train`` without training data.
+    """
+    if data.source != "train":
+        return read_texts(data.source, folder)
+    if data.train is None:
+        raise DataError("training data, since data.source is 'train'", "none", "name it with --train, or as data.train")
+    return read_texts(data.train, folder)
 
 
 def token_windows(data: Data, folder: Path, tokenizer: Any, max_length: int | None) -> tuple[torch.Tensor, ...]:
@@ -67,7 +88,7 @@ def token_windows(data: Data, folder: Path, tokenizer: Any, max_length: int | No
     Raises:
         DataError: not one window's worth of text.
     """
-    stream = [token for text in read_texts(data.source, folder) for token in _encode(tokenizer, text)]
+    stream = [token for text in calibration_texts(data, folder) for token in _encode(tokenizer, text)]
     lengths = dict.fromkeys(min(length, max_length or length) for length in data.lengths)
     frame = _frame(tokenizer)
     inner = {length: length - len(frame[0]) - len(frame[1]) for length in lengths}

@@ -23,6 +23,7 @@ from planish.compress.quiet import quiet
 from planish.compress.safetensors_file import read_header
 from planish.compress.source import config_json
 from planish.errors import CheckpointError
+from planish.sliced import is_sliced, sliced
 
 __all__ = ["load", "read_layers"]
 
@@ -146,7 +147,8 @@ def _build(config: dict[str, Any], tensors: dict[str, torch.Tensor], folder: Pat
     cls = model_class(architecture)
     with quiet():
         parsed = AutoConfig.for_model(plain["model_type"]).from_dict(plain)
-        model, report = cls.from_pretrained(
+        kind = sliced(cls) if is_sliced(plain) else cls
+        model, report = kind.from_pretrained(
             None, config=parsed, state_dict=tensors, dtype=torch.float32, output_loading_info=True
         )
     missing = drop_poolers(model, report["missing_keys"])

@@ -26,9 +26,15 @@ if TYPE_CHECKING:
 __all__ = ["PASSES", "Pass", "build", "pass_names", "run"]
 
 PASSES = {
+    "distill": "planish.compress.distill:Distill",
+    "drop-layers": "planish.compress.drop_layers:DropLayers",
     "fp8-linear": "planish.compress.fp8_linear:Fp8Linear",
     "int8-linear": "planish.compress.int8_linear:Int8Linear",
     "int8-embedding": "planish.compress.int8_embedding:Int8Embedding",
+    "prune": "planish.compress.prune:Prune",
+    "prune-width": "planish.compress.prune_width:PruneWidth",
+    "sparsify": "planish.compress.sparsify:Sparsify",
+    "trim-vocabulary": "planish.compress.trim_vocabulary:TrimVocabulary",
     "weight-only": "planish.compress.weight_only:WeightOnly",
 }
 """Name in a recipe -> module and class, imported on demand."""
@@ -48,6 +54,8 @@ class Pass(ABC):
     roles: ClassVar[frozenset[str]]
     kinds: ClassVar[frozenset[str]]
     in_place: ClassVar[bool]
+    judged: ClassVar[bool] = False
+    """Whether quality is worth measuring before and after: the pass cuts or trains, it does not only quantize."""
 
     include: list[str] = field(default_factory=list)
     exclude: list[str] = field(default_factory=list)

@@ -7,14 +7,15 @@ without bound).
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from planish import recipes
 from planish.compress.passes import Pass, build, pass_names
@@ -32,7 +33,9 @@ Length = Annotated[int, Field(ge=8, le=131_072)]
 class Data(BaseModel):
     """Calibration text: where it comes from, and how many windows of how many tokens are drawn with which seed.
 
-    Of several lengths, ``samples`` windows are drawn of each.
+    Of several lengths, ``samples`` windows are drawn of each. ``train`` and ``validation`` are what a model is trained
+    and judged on (JSONL as the gate reads it, or .txt), ``max_length`` the tokens of one example, ``holdout`` the share
+    of ``train`` to judge on where ``validation`` is null. ``source: train`` calibrates on the training texts.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -41,6 +44,16 @@ class Data(BaseModel):
     samples: int = Field(default=128, ge=1, le=100_000)
     sequence_length: Length | Annotated[list[Length], Field(min_length=1, max_length=16)] = 512
     seed: int = Field(default=0, ge=0, lt=2**63)
+    train: str | None = None
+    validation: str | None = None
+    max_length: Length = 128
+    holdout: float = Field(default=0.1, gt=0.0, le=0.5)
+
+    @model_validator(mode="after")
+    def _train_is_there(self) -> Data:
+        if self.validation is not None and self.train is None:
+            raise ValueError("validation needs train")
+        return self
 
     @property
     def lengths(self) -> list[int]:
@@ -78,6 +91,37 @@ class Recipe:
         self.passes = passes
         self.text = text
         self.folder = folder
+
+    def on(self, train: str | Path | None, validation: str | Path | None = None, seed: int | None = None) -> Recipe:
+        """The same recipe with other data: calibrated on the training texts too, unless it names a text of its own.
+
+        Raises:
+            RecipeError: validation data without training data.
+        """
+        if train is None and validation is not None and self.data.train is None:
+            raise RecipeError("training data beside the validation data", "none", "name both, or neither")
+        changes: dict[str, Any] = {} if seed is None else {"seed": seed}
+        if train is not None:
+            changes |= {"train": str(Path(train).resolve()), "validation": None}
+            changes |= {"source": "train"} if self.data.source == "builtin" else {}
+        if validation is not None:
+            changes["validation"] = str(Path(validation).resolve())
+        copied = copy.copy(self)
+        copied.data = self.data.model_copy(update=changes)
+        return copied
+
+    def without(self, index: int) -> Recipe:
+        """The same recipe without one of its passes."""
+        copied = copy.copy(self)
+        copied.passes = self.passes[:index] + self.passes[index + 1 :]
+        return copied
+
+    def keeping(self, names: Collection[str], samples: int = 2, length: int = 32) -> Recipe:
+        """Only the passes of these names, on very little of the built-in text: for shapes, not for numbers."""
+        copied = copy.copy(self)
+        copied.passes = tuple(step for step in self.passes if step.name in names)
+        copied.data = Data(samples=samples, sequence_length=length)
+        return copied
 
     @property
     def content(self) -> dict[str, Any]:

@@ -49,6 +49,10 @@ class WorkFolder:
         """Pieces of the pass with this number in the recipe."""
         return Pieces(self, f"pass-{index}")
 
+    def piece(self, name: str) -> Pieces:
+        """Pieces that belong to no pass."""
+        return Pieces(self, f"pass-{name}")
+
     def has_pieces(self) -> bool:
         return self.path.is_dir() and any(self.path.glob("*.safetensors"))
 

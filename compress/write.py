@@ -15,22 +15,33 @@ from planish.compress.checkpoint import Checkpoint
 from planish.compress.layout import layer_tensors, quantization_config
 from planish.compress.quiet import quiet
 from planish.compress.source import side_files
+from planish.sliced import KEY
 
-__all__ = ["write_checkpoint", "write_json"]
+__all__ = ["write_checkpoint", "write_json", "write_side_files"]
 
 
 def write_checkpoint(bench: Bench, source: Checkpoint, folder: Path) -> None:
     """Weights, config and everything that travels with them; ``folder`` exists and is empty."""
     save_file(_tensors(bench), folder / "model.safetensors", metadata={"format": "pt"})
     write_json(folder / "config.json", _config(bench, source))
+    write_side_files(source, bench, folder)
+
+
+def write_side_files(source: Checkpoint, bench: Bench, folder: Path) -> None:
+    """Tokenizer, generation config, licence: as the parent has them, or as a pass rewrote them."""
     if source.is_gguf:
         with quiet():
             source.tokenizer().save_pretrained(folder)
             bench.model.generation_config.save_pretrained(folder)  # type: ignore[union-attr,operator]
-        return
-    for relative in side_files(source.folder):
-        (folder / relative).parent.mkdir(exist_ok=True)
-        shutil.copyfile(source.folder / relative, folder / relative)
+    else:
+        for relative in side_files(source.folder):
+            (folder / relative).parent.mkdir(exist_ok=True)
+            shutil.copyfile(source.folder / relative, folder / relative)
+    for name, content in bench.files.items():
+        if content is None:
+            (folder / name).unlink(missing_ok=True)
+        else:
+            (folder / name).write_bytes(content)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -73,6 +84,10 @@ def _config(bench: Bench, source: Checkpoint) -> dict[str, Any]:
     config = {key: value for key, value in source.raw_config.items() if key != "torch_dtype"}
     config["architectures"] = [source.architecture]
     config["dtype"] = "float32"
+    for key, value in bench.config.items():
+        config[key] = value
+        if value is None and key == KEY:
+            del config[key]
     if _untied(bench):
         config["tie_word_embeddings"] = False
     if bench.stored:
