@@ -18,6 +18,7 @@ from planish.export.graph import Built, Dialect, Progress
 from planish.export.qdq_ranges import ValueRanges, calibration_rows, measure_values, watch
 from planish.export.reader import CheckpointReader, read_json
 from planish.export.settings import refuse, token, tokens
+from planish.sliced import KEY, is_sliced, read_shapes
 
 __all__ = ["FAMILIES", "build_decoder", "measure_decoder"]
 
@@ -150,6 +151,8 @@ def _family(config: dict[str, Any]) -> Any:
 def _dimensions(family: Any, config: dict[str, Any]) -> Dimensions:
     try:
         found: Dimensions = family.dimensions(config)
+        if is_sliced(config):
+            found = _sliced_dimensions(found, config)
     except KeyError as error:
         raise CheckpointError(
             f"{error.args[0]} in config.json", "none", "copy config.json from the original checkpoint again"
@@ -164,6 +167,19 @@ def _dimensions(family: Any, config: dict[str, Any]) -> Dimensions:
         if getattr(found, field.name) < 1:
             raise refuse("at least 1", f"the model's {field.name}", getattr(found, field.name))
     return found
+
+
+def _sliced_dimensions(found: Dimensions, config: dict[str, Any]) -> Dimensions:
+    """Heads as ``planish_shapes`` says; feed-forward widths are read off the weights.
+
+    Raises:
+        CheckpointError: blocks with different heads, which no cache of one shape serves.
+    """
+    shapes = read_shapes(config[KEY], found.layers)
+    heads = {(shape.heads, shape.kv_heads) for shape in shapes}
+    if len(heads) > 1:
+        raise CheckpointError("a decoder with the same heads in every block", str(sorted(heads))[:80], "prune it anew")
+    return replace(found, heads=shapes[0].heads, kv_heads=shapes[0].kv_heads, head_dim=shapes[0].head_dim)
 
 
 def _generation(reader: CheckpointReader, d: Dimensions, cache_dtype: str) -> dict[str, Any]:

@@ -75,6 +75,6 @@ def head_order(rotary_dim: int, half: int, head_dim: int) -> NDArray[np.int64]:
 def _qkv(blocks: Blocks, x: ir.Value, module: str, order: NDArray[np.int64]) -> QkvValues:
     """The checkpoint interleaves query, key and value of each head; attention wants all queries first."""
     d = blocks.dimensions
-    rows = np.arange(3 * d.hidden).reshape(d.heads, 3, d.head_dim).transpose(1, 0, 2)
+    rows = np.arange(3 * d.heads * d.head_dim).reshape(d.heads, 3, d.head_dim).transpose(1, 0, 2)
     rows = np.concatenate([rows[:2, :, order], rows[2:]])
     return blocks.packed(x, take_rows(blocks.reader.linear(module), rows.reshape(-1)), module)

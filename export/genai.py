@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from planish.export.graph import Built
+from planish.sliced import KEY, is_sliced
 
 __all__ = ["FILE", "genai_config", "write_genai_config"]
 
@@ -48,6 +49,8 @@ def write_genai_config(folder: Path, built: Built, config: Mapping[str, Any]) ->
 
 def _decoder(built: Built, generation: Mapping[str, Any], config: Mapping[str, Any], model_path: str) -> dict[str, Any]:
     heads = int(config.get("num_attention_heads") or config["n_head"])
+    if is_sliced(dict(config)):
+        heads = int(config[KEY]["heads"][0])
     session: dict[str, Any] = {"log_severity_level": 3, "provider_options": []}
     session |= built.session
     if built.disabled_optimizers:

@@ -21,6 +21,7 @@ from planish.export.fake_quantize import quantize_inputs
 from planish.export.layers import QuantizedLinear
 from planish.export.quiet import quiet
 from planish.export.reader import CheckpointReader
+from planish.sliced import concrete
 
 __all__ = ["AUTO_CLASSES", "check_config", "load_float", "load_reference"]
 
@@ -93,7 +94,10 @@ def _loading(task: str) -> Iterator[None]:
 def _load(checkpoint: Path, task: str) -> Any:
     loader = _auto_class(task)
     with _loading(task):
-        model, info = loader.from_pretrained(checkpoint, local_files_only=True, **_OPTIONS, output_loading_info=True)
+        config = transformers.AutoConfig.from_pretrained(checkpoint, local_files_only=True)
+        model, info = concrete(loader, config).from_pretrained(
+            checkpoint, config=config, local_files_only=True, **_OPTIONS, output_loading_info=True
+        )
     _check_complete(info["missing_keys"], task)
     return model.eval()
 
@@ -136,7 +140,7 @@ def _dequantized(checkpoint: Path, reader: CheckpointReader, task: str) -> Any:
         if hasattr(config, "quantization_config"):
             del config.quantization_config
         with torch.device("meta"):
-            skeleton = loader.from_config(config)
+            skeleton = concrete(loader, config)(config)
     tensors = _float_tensors(reader, skeleton)
     with _loading(task):
         model, info = type(skeleton).from_pretrained(

@@ -19,6 +19,8 @@ __all__ = ["COMMANDS", "as_input_error", "planish"]
 # command -> (module, function, what the list of commands says)
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "compress": ("planish.commands_make", "compress", "Shrink a checkpoint as a recipe says."),
+    "explain": ("planish.commands_shrink", "explain", "Say what each pass cost and brought."),
+    "latency": ("planish.commands_shrink", "latency", "Measure a device's latency table, to prune to milliseconds."),
     "export": ("planish.commands_make", "export", "Turn a checkpoint into a verified bundle."),
     "ship": ("planish.commands_make", "ship", "compress, export and gate in one."),
     "build": ("planish.commands_build", "build", "Build a TensorRT engine of a bundle, on the device or ahead for it."),

@@ -43,18 +43,41 @@ atol_option = click.option(
 )
 
 
+train_option = click.option(
+    "--train",
+    type=click.Path(path_type=Path),
+    help="JSONL (labels or not) or .txt to prune, train and calibrate on, instead of the recipe's.",
+)
+validation_option = click.option(
+    "--validation", type=click.Path(path_type=Path), help="The same to judge passes on; default: a share of --train."
+)
+seed_option = click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Instead of the recipe's.")
+
+
 @click.command()
 @click.argument("model")
 @recipe_option
 @output_option
+@train_option
+@validation_option
+@seed_option
+@click.option(
+    "--measure", metavar="BATCHxLENGTH", help="Also export after each pass and measure its latency, e.g. 8x64."
+)
+@profile_option
 @trust_option
 @json_option
-def compress(model: str, recipe: str, output: Path, trust_remote_code: bool, as_json: bool) -> None:
-    """Shrink MODEL (a directory, a .gguf file or a hub id) into a quantized checkpoint."""
-    from planish import compress as half
+def compress(
+    model: str, recipe: str, output: Path, measure: str | None, profile: str, as_json: bool, **options: Any
+) -> None:
+    """Shrink MODEL (a directory, a .gguf file or a hub id) into a smaller, quantized checkpoint.
+
+    The profile matters only with --measure.
+    """
+    from planish.measure_steps import compress_measured
 
     with say.progress_bar(quiet=as_json) as progress:
-        made = half.compress(model, recipe, output, progress=progress, trust_remote_code=trust_remote_code)
+        made = compress_measured(model, recipe, output, measure, profile, progress=progress, **options)
     receipts = [dict(receipt) for receipt in made.receipts]
     say.answer(
         {"checkpoint": str(made.path), "receipts": receipts},
@@ -62,7 +85,7 @@ def compress(model: str, recipe: str, output: Path, trust_remote_code: bool, as_
         lines=[
             *(receipt_line(receipt) for receipt in receipts),
             f"checkpoint: {made.path}",
-            f"next: planish export {made.path} -o BUNDLE",
+            f"next: planish export {made.path} -o BUNDLE; planish explain {made.path}",
         ],
     )
 
@@ -73,7 +96,8 @@ def receipt_line(receipt: dict[str, Any]) -> str:
     bits = receipt.get("bits_per_weight")
     precise = f", {bits:.3f} bits per weight" if bits else ""
     sizes = f"{say.megabytes(before)} -> {say.megabytes(after)}"
-    return f"{receipt['pass']}: {receipt['layers']} layers, {sizes}{precise}, {receipt['seconds']:.0f} s"
+    layers = f"{receipt['layers']} layers, " if receipt["layers"] else ""
+    return f"{receipt['pass']}: {layers}{sizes}{precise}, {receipt['seconds']:.0f} s"
 
 
 @click.command()
@@ -119,6 +143,9 @@ def export(
     type=click.Path(path_type=Path),
     help="JSONL with labels, or .txt, to judge on; default: built-in text, without labels.",
 )
+@train_option
+@validation_option
+@seed_option
 @click.option(
     "--max-loss", type=float, default=0.5, show_default=True, help="Largest loss of the task metric, in points."
 )

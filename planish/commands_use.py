@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import click
 
 from planish import say
 from planish.errors import InputError
-from planish.options import json_option, seconds_option, threads_option
+from planish.options import json_option, seconds_option, shape_of, threads_option
 
 __all__ = ["bench", "gate", "run"]
 
@@ -116,18 +115,6 @@ def bench(
             list(bundles), shapes=parsed, seconds=seconds, threads=threads, device=device, progress=progress
         )
     say.answer({"bench": report.to_json()}, as_json=as_json, lines=[report.to_markdown()])
-
-
-def shape_of(text: str) -> tuple[int, int]:
-    """A batch and a length from ``1x128``.
-
-    >>> shape_of("8x64")
-    (8, 64)
-    """
-    found = re.fullmatch(r"([1-9][0-9]{0,6})[xX]([1-9][0-9]{0,6})", text)
-    if not found:
-        raise InputError("--shape BATCHxLENGTH", repr(text), "type for example: --shape 1x128")
-    return int(found[1]), int(found[2])
 
 
 @click.command()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import click
 
-__all__ = ["json_option", "seconds_option", "threads_option"]
+from planish.errors import InputError
+
+__all__ = ["json_option", "seconds_option", "shape_of", "threads_option"]
 
 LONGEST = 86_400.0  # seconds; beyond a day it is a slip of the keyboard
 
@@ -35,3 +38,15 @@ def seconds_option(default: float, says: str) -> Callable[[Any], Any]:
         callback=check,
         help=says,
     )
+
+
+def shape_of(text: str) -> tuple[int, int]:
+    """A batch and a length from ``1x128``.
+
+    >>> shape_of("8x64")
+    (8, 64)
+    """
+    found = re.fullmatch(r"([1-9][0-9]{0,6})[xX]([1-9][0-9]{0,6})", text)
+    if not found:
+        raise InputError("--shape BATCHxLENGTH", repr(text), "type for example: --shape 1x128")
+    return int(found[1]), int(found[2])

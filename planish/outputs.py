@@ -16,7 +16,16 @@ from pathlib import Path
 
 from planish.errors import HostError, InputError
 
-__all__ = ["check_output", "disk_errors", "move", "refuse_existing", "refuse_nested", "staging", "sync"]
+__all__ = [
+    "check_output",
+    "disk_errors",
+    "move",
+    "refuse_existing",
+    "refuse_nested",
+    "replace_text",
+    "staging",
+    "sync",
+]
 
 
 def refuse_existing(path: Path) -> None:
@@ -98,6 +107,23 @@ def disk_errors(where: Path) -> Iterator[None]:
         full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
         fix = "free some space or choose another disk" if full else "check the folder's permissions"
         raise HostError(f"to write under {where}", error.strerror or str(error), fix) from error
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a small file aside, push it to the disk, rename it into place.
+
+    Raises:
+        HostError: the disk refuses.
+    """
+    aside = path.with_name(f".{path.name}.partial")
+    with disk_errors(path.parent):
+        try:
+            aside.write_text(text, encoding="utf-8")
+            sync(aside)
+            os.replace(aside, path)
+            sync(path.parent)
+        finally:
+            aside.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

@@ -50,6 +50,9 @@ def ship(
     opset: int = 21,
     atol: float | None = None,
     data: Path | None = None,
+    train: Path | None = None,
+    validation: Path | None = None,
+    seed: int | None = None,
     max_loss: float = 0.5,
     no_latency: bool = False,
     seconds: float = 30.0,
@@ -60,6 +63,7 @@ def ship(
 ) -> Shipped:
     """Compress ``model`` by ``recipe``, export it and its parent, compare them, write the verdict into the manifest.
 
+    ``train``, ``validation`` and ``seed`` replace the recipe's; ``data`` is what the gate judges on.
     ``keep_checkpoint`` and ``keep_parent`` are folders that keep the quantized checkpoint and the parent's float
     bundle. A bundle that regresses is renamed ``<output>.rejected``, so that nothing ships by accident. Killed or
     interrupted while it compresses, the same call continues at the last finished layer.
@@ -72,7 +76,7 @@ def ship(
     from planish.gate.limits import check_seconds
 
     target, rejected, keep_checkpoint, keep_parent = check_places(output, keep_checkpoint, keep_parent)
-    compress.load_recipe(recipe)
+    plan = compress.load_recipe(recipe).on(train, validation, seed)
     profiles.load(profile)
     tolerance(atol)
     check_seconds(seconds)
@@ -84,7 +88,7 @@ def ship(
         source = as_directory(opened, work / "source")
         # The parent first: what export refuses (task, opset, architecture) is said before the long part.
         export.export(source, parent, profile=profile, task=task, opset=opset, dialects=("ort",), progress=progress)
-        compress.compress(str(source), recipe, checkpoint, progress=progress, trust_remote_code=trust_remote_code)
+        compress.compress(str(source), plan, checkpoint, progress=progress, trust_remote_code=trust_remote_code)
         export.export(checkpoint, candidate, profile=profile, task=task, opset=opset, atol=atol, progress=progress)
         report = gate.gate(
             candidate,

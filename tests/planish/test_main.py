@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from planish.__main__ import escape_what_cannot_be_written, main
-from planish.commands_use import shape_of
 from planish.errors import InputError
+from planish.options import shape_of
 
 
 @pytest.mark.parametrize(
