@@ -36,7 +36,8 @@ class Quantized:
     """The integers of a weight ``[out, in]``, and what turns them back: ``(values - zero_point) * scale``."""
 
     values: Tensor
-    """int8 ``[out, in]``, signed: -8..7 (4 bit), -128..127 (8 bit), -127..127 (8 bit symmetric); or float8_e4m3fn."""
+    """int8 ``[out, in]``, signed: -8..7 (4 bit), -128..127 (8 bit), -127..127 (8 bit symmetric), -64..63 (7 bit, stored
+    in 8); or float8_e4m3fn."""
     scale: Tensor
     """float32 ``[out, groups]`` (float8: ``[1, 1]``), each a positive normal fp16 number."""
     zero_point: Tensor | None
@@ -65,12 +66,12 @@ class Grid:
     symmetric: bool
 
     def __post_init__(self) -> None:
-        if self.bits not in (4, 8):
-            raise RecipeError("bits: 4 or 8", str(self.bits), "set bits to 4 or 8")
+        if self.bits not in (4, 8) and not (self.bits == 7 and self.symmetric):
+            raise RecipeError("bits: 4 or 8 (7 if symmetric)", str(self.bits), "set bits to 4 or 8")
 
     @property
     def lowest(self) -> int:
-        """-8 or -128; 8 bit symmetric leaves -128 out, as integer kernels that add pairs in 16 bit want it."""
+        """-8, -64 or -128; 8 bit symmetric leaves -128 out, as integer kernels that add pairs in 16 bit want it."""
         return -127 if self.symmetric and self.bits == 8 else -(1 << (self.bits - 1))
 
     @property
@@ -150,7 +151,8 @@ def round_to_grid(
 ) -> Quantized:
     """Quantize ``weight [out, in]`` by rounding; a group is ``group_size`` neighbours in a row, the whole row if None.
 
-    Raises :class:`RecipeError` for bits other than 4 or 8 or a group size that does not divide ``in``, and
+    7 bits, symmetric only, are stored as 8: what comes back says ``bits`` 8, and its values lie in -64..63. Raises
+    :class:`RecipeError` for bits other than 4, 7 or 8 or a group size that does not divide ``in``, and
     :class:`CheckpointError` for weights that are not a finite matrix.
     """
     grid = Grid(bits, symmetric)
@@ -167,7 +169,7 @@ def round_to_grid(
         fitted = grid.fit(groups, range)
         values[part] = grid.round(groups, *fitted).t().reshape(-1, columns).to(torch.int8)
         scale[part], zero[part] = (found.view(-1, columns // width) for found in fitted)
-    return Quantized(values, scale, None if symmetric else zero, bits, group_size)
+    return Quantized(values, scale, None if symmetric else zero, 8 if bits == 7 else bits, group_size)
 
 
 def check_weight(weight: Tensor) -> None:

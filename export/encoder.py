@@ -21,6 +21,7 @@ from planish.export.reader import CheckpointReader
 from planish.export.reference import load_float
 from planish.export.to_half import to_half
 from planish.export.trace_ops import tracing
+from planish.runtime.dot_products import exact_options
 
 __all__ = ["DISABLED_OPTIMIZERS", "OUTPUTS", "TWIN", "Traced", "build_encoder", "input_names", "trace_encoder"]
 
@@ -112,7 +113,7 @@ def _lower_qdq(model: ir.Model, traced: Traced, scratch: Path, texts: Sequence[A
     precision = lower_to_qdq(model, traced.reader, traced.prefix)
     _save(model, scratch, TWIN)
     session = QDQ_SESSION | _session(precision)
-    ranges = measure_ranges(scratch / TWIN, texts, session)
+    ranges = measure_ranges(scratch / TWIN, texts, exact_options(precision) | session)
     casts = to_half(model, ranges.wide)
     words = precision | {"compute": "fp16 + fp32" if ranges.wide else "fp16"}
     words |= {role: kind.replace("fp32", "fp16") for role, kind in precision.items() if role != "compute"}

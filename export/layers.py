@@ -62,6 +62,11 @@ class QuantizedLinear:
         return bool(self.values.dtype == ml_dtypes.float8_e4m3fn)
 
     @property
+    def is_narrow(self) -> bool:
+        """Whether two products of its integers with unsigned 8-bit inputs fit 16 bits: all are in -64..63."""
+        return not self.is_float8 and bool(self.values.min() >= -64) and bool(self.values.max() <= 63)
+
+    @property
     def words(self) -> str:
         """How the weight is stored, for a person to read."""
         return "fp8" if self.is_float8 else f"int{self.bits}"

@@ -12,6 +12,7 @@ from planish.export.lower_builder import Builder
 from planish.export.lower_embedding import same_table
 from planish.export.reader import CheckpointReader, QuantizedLinear
 from planish.export.trace_ops import DOMAIN
+from planish.runtime.dot_products import NARROW
 
 __all__ = ["Lowering"]
 
@@ -31,6 +32,7 @@ class Lowering(ABC):
         self.build = Builder(self.graph)
         self.heads = self._weight_only_linears()
         self.kinds: dict[str, set[str]] = {"linear": set(), "embedding": set(), "activations": set()}
+        self.narrow: set[bool] = set()
 
     @abstractmethod
     def float_linear(self, x: ir.Value, weight: ir.Value, bias: ir.Value | None) -> ir.Value:
@@ -71,8 +73,12 @@ class Lowering(ABC):
             step(self.model)
 
     def precision(self) -> dict[str, str]:
-        """How what is quantized is stored; poolers and classifiers stay float and are not worth a word."""
-        return {role: " + ".join(sorted(kinds)) or "fp32" for role, kinds in self.kinds.items()} | {"compute": "fp32"}
+        """How what is quantized is stored; poolers and classifiers stay float and are not worth a word.
+
+        Where all linears with 8-bit inputs hold integers whose products in pairs fit 16 bits, it says that, too.
+        """
+        words = {role: " + ".join(sorted(kinds)) or "fp32" for role, kinds in self.kinds.items()} | {"compute": "fp32"}
+        return words | (dict([NARROW]) if self.narrow == {True} else {})
 
     def _linear(self, node: ir.Node) -> None:
         x, weight = node.inputs[:2]
@@ -89,6 +95,7 @@ class Lowering(ABC):
             self.kinds["linear"].add(layer.words)
             if layer.activations is not None:
                 self.kinds["activations"].add(layer.input_words)
+                self.narrow.add(layer.is_narrow)
             output = self.integers(x, layer, module)
         self.build.replace(node.outputs[0], output)
 

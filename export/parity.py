@@ -30,6 +30,7 @@ from planish.export.graph import Built, Progress
 from planish.export.probe import quantizer_inputs, write_probe
 from planish.export.quiet import quiet
 from planish.runtime import golden_drift
+from planish.runtime.dot_products import exact_options
 
 __all__ = ["DEFAULT_ATOL", "check_encoder", "check_encoder_qdq", "golden_limit", "open_session", "report"]
 
@@ -152,11 +153,11 @@ def report(cases: Sequence[dict[str, Any]], atol: float, default: float = DEFAUL
 
 
 def open_session(path: Path, built: Built) -> onnxruntime.InferenceSession:
-    """A session as the runtime would open it, on one thread."""
+    """A session as the runtime would open it, on one thread; integers are added exactly on every processor."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
-    for key, value in built.session.items():
+    for key, value in {**exact_options(built.precision), **built.session}.items():
         options.add_session_config_entry(key, value)
     return onnxruntime.InferenceSession(
         str(path),

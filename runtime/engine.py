@@ -13,6 +13,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from planish.errors import BundleError, HostError, RequestError, nearest
+from planish.runtime.dot_products import exact_options
 from planish.runtime.manifest import Dialect, TensorInfo
 from planish.runtime.placement import Placement
 from planish.runtime.validate import Limits, check_inputs
@@ -73,7 +74,7 @@ def engine_library() -> ModuleType:
 
 
 def session_options_for(library: ModuleType, dialect: Dialect, given: Any, threads: int | None) -> Any:
-    """SessionOptions with the manifest's entries, then the caller's.
+    """SessionOptions with what this processor needs to add exactly, the manifest's entries, then the caller's.
 
     ``given`` is a SessionOptions (the manifest's entries are added to it), a mapping of its attributes and config
     entries (names with a dot), or None. Raises RequestError for names ONNX Runtime does not know, and for more than
@@ -85,7 +86,10 @@ def session_options_for(library: ModuleType, dialect: Dialect, given: Any, threa
     extra: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
     if given is not None and options is not given and not isinstance(given, Mapping):
         raise RequestError("SessionOptions or a mapping", type(given).__name__, "pass onnxruntime.SessionOptions()")
-    for key, value in {**dialect.session, **extra}.items():
+    exact = exact_options(dialect.precision)
+    if options is given:
+        exact = {key: value for key, value in exact.items() if not _has_entry(options, key)}
+    for key, value in {**exact, **dialect.session, **extra}.items():
         if not isinstance(key, str):
             raise RequestError("session options by their names", repr(key), 'pass {"enable_profiling": True}, say')
         if "." in key:
@@ -101,6 +105,14 @@ def session_options_for(library: ModuleType, dialect: Dialect, given: Any, threa
             got = repr(getattr(options, name))
             raise RequestError(f"{name} of at most {MAX_THREADS}", got, "leave it out for all cores")
     return options
+
+
+def _has_entry(options: Any, key: str) -> bool:
+    try:
+        options.get_session_config_entry(key)
+    except RuntimeError:  # how ONNX Runtime says no
+        return False
+    return True
 
 
 def _set_attribute(options: Any, key: str, value: Any) -> None:
