@@ -1,7 +1,7 @@
 """How much each hidden channel of the residual stream matters, and norms refitted to what is left of it.
 
 Importance is the mean ``|h|`` of a channel after each norm, summed over the norms (Muralidharan et al., "Compact
-Language Models via Pruning and Knowledge Distillation" (Minitron), NeurIPS 2024, section 2.2): a norm's output is what
+Language Models via Pruning and Knowledge Distillation" (Minitron), NeurIPS 2024): a norm's output is what
 blocks read, so a channel that is small there moves little.
 
 With channels gone, a norm divides by the length of what is left, and everything it gives is too large or too small. So

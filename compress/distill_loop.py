@@ -4,9 +4,9 @@ accelerate places and wraps the model, accumulates gradients, scales, clips and 
 trackers. What is here is what it leaves to its caller: the learning rate as a function of the step, when to evaluate,
 when to stop, what to keep. Batches are dealt out round by round, process ``r`` of ``n`` taking ``r, r + n, ..``.
 
-Run so far: one process on a CPU. Several (DDP) and FSDP follow accelerate's documented use, with a copy of the model
-that is trained and weights gathered by ``get_state_dict``, but have not been run; under FSDP no states are saved, and
-a killed run starts anew.
+Run so far: one process, and two by DDP, on a CPU; no GPU and no FSDP. FSDP follows accelerate's documented use: a copy
+of the model is trained, and weights are gathered by ``get_state_dict``. States are saved by a single process only: a
+killed run of several starts anew.
 """
 
 from __future__ import annotations

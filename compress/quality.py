@@ -27,7 +27,7 @@ _HEADLINES = {
     "token-classification": ("span_f1", "agreement", "kl"),
     "question-answering": ("answer_f1", "agreement", "kl"),
     "fill-mask": ("accuracy", "agreement", "kl"),
-    "feature-extraction": ("cosine_mean",),
+    "feature-extraction": ("cosine_mean", "similarity_correlation"),
     "text-generation": ("perplexity", "agreement", "kl"),
 }
 _LOWER = frozenset({"perplexity", "loss", "kl"})

@@ -49,7 +49,8 @@ class Reference:
     def compare(
         self, model: Any, examples: Examples | None = None, *, progress: Progress | None = None
     ) -> dict[str, float]:
-        """``agreement`` and ``kl``; of embeddings ``cosine_mean`` and ``cosine_min``; of tags ``entity_agreement`` too.
+        """``agreement`` and ``kl``; of embeddings ``cosine_mean`` and ``cosine_min`` (``similarity_correlation`` where their
+        widths differ); of tags ``entity_agreement`` too.
 
         Args:
             examples: the same texts in the tokens of ``model``; None = the tokens the parent read. Of decoders with
@@ -78,6 +79,9 @@ class Reference:
     def _measure(self, pairs: list[tuple[Reading, Reading]], mine: Examples, same: bool) -> dict[str, float]:
         task = mine.task
         if task == "feature-extraction":
+            if pairs[0][0].log.shape != pairs[0][1].log.shape:  # the stream was made narrower
+                found = _similarities([a.log[0] for a, _ in pairs], [b.log[0] for _, b in pairs])
+                return {} if found is None else {"similarity_correlation": found}
             cosines = [_cosine(a.log[0], b.log[0]) for a, b in pairs]
             return {"cosine_mean": sum(cosines) / len(cosines), "cosine_min": min(cosines)}
         if task == "text-classification":
@@ -121,6 +125,19 @@ def _bounded(examples: Examples, part: Part, limit: int | None) -> int | None:
 def _cosine(one: Tensor, other: Tensor) -> float:
     """At most 1, which rounding exceeds."""
     return min(1.0, float(torch.cosine_similarity(one.double(), other.double(), 0)))
+
+
+def _similarities(mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> float | None:
+    """Pearson's correlation of the cosines between all texts: of vectors of other widths no more can be compared.
+
+    None for fewer than three texts, or vectors that do not differ.
+    """
+    pairs = [torch.nn.functional.normalize(torch.stack(list(one)).double(), dim=-1) for one in (mine, theirs)]
+    above = torch.triu_indices(len(mine), len(mine), offset=1)
+    both = torch.stack([(one @ one.T)[above[0], above[1]] for one in pairs])
+    if both.shape[1] < 3 or bool((both.std(1) == 0).any()):
+        return None
+    return float(torch.corrcoef(both)[0, 1])
 
 
 def _mean(values: Sequence[float]) -> float:

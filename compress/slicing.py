@@ -101,6 +101,9 @@ def cut_width(bench: Bench, keep: Sequence[int]) -> None:
     if config.model_type == "mpnet" and len(index) % config.num_attention_heads:
         fix = f"choose a multiple of {config.num_attention_heads}"
         raise RecipeError("a width that MPNet's heads divide", str(len(index)), fix)
+    if config.model_type == "electra" and len(index) == config.embedding_size:
+        fix = "choose another width"
+        raise RecipeError("a width other than ELECTRA's embedding_size", f"{len(index)} of both", fix)
     lengths = {"labels": config.num_labels, "positions": getattr(config, "max_position_embeddings", 0)}
     lengths |= {"tokens": config.vocab_size, "types": getattr(config, "type_vocab_size", 0)}
     for name, length in lengths.items():

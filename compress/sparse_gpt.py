@@ -7,8 +7,8 @@ way: in blocks of 128 columns, by the weights as moved so far, those with the le
 ``w^2 / [inv(H_j)]_jj`` (``H_j``: H without the rows and columns before j) go.
 
 One thing is added to the paper, where the update only ever reaches columns to the right: with the mask found, the kept
-weights of all rows take a few steps of preconditioned conjugate gradients towards the least error they can have (Meng
-et al., "ALPS", NeurIPS 2024, section 3.3).
+weights of all rows take a few steps of preconditioned conjugate gradients towards the least error they can have (as
+Meng et al., "ALPS", NeurIPS 2024, do behind their own search for a mask).
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from planish.compress.gptq import _check_hessian as check_hessian
-from planish.compress.gptq import _damp as damp
+from planish.compress.gptq import check_hessian, damp
 from planish.compress.grid import check_weight
 from planish.compress.sparse_importance import Pattern, lowest, mask
 from planish.errors import CheckpointError

@@ -16,7 +16,7 @@ __all__ = ["HEAD", "Explained", "explain", "leave_one_out"]
 Progress = Callable[[str, int, int], None]
 HEAD = ("pass", "MB", "parameters", "MFLOPs", "quality", "agreement", "latency", "seconds")
 LEFT_OUT_HEAD = ("without", "MB", "parameters", "MFLOPs", "quality", "agreement")
-QUALITIES = ("accuracy", "span_f1", "answer_f1", "perplexity", "cosine_mean", "loss")
+QUALITIES = ("accuracy", "span_f1", "answer_f1", "perplexity", "cosine_mean", "similarity_correlation", "loss")
 """What is quoted of a pass's quality: the first that was measured."""
 
 

@@ -52,7 +52,9 @@ def load(
     run at a time, over one copy of the weights and with one thread each unless ``threads`` says more; for many texts
     that is faster than many threads on one batch, for a single text slower. Both go from 1 to 1024. ``providers`` (a
     list of names, or of pairs of name and options) and ``provider_options`` go to ONNX Runtime unchanged and overrule
-    ``device``; ``session_options`` is a SessionOptions, or a mapping of its attributes and config entries.
+    ``device``; ``session_options`` is a SessionOptions, or a mapping of its attributes and config entries. Where x86
+    lacks VNNI, graphs with 8-bit activations are opened so that no integer sum saturates (``runtime/dot_products.py``),
+    unless these options say otherwise or allow fewer graph optimizations than the extended ones.
 
     Engines heed no ``threads`` and no ``session_options``. Of engines alone: ``cuda_graphs``, for how many input shapes
     an execution is kept to be repeated by one launch (0 is none); ``runtime_cache``, a folder of your own in which

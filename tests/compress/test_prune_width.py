@@ -214,3 +214,12 @@ def test_shares_round_to_the_multiple(small_model: Small, tmp_path: Path) -> Non
     for share, multiple, width in ((0.6, 8, 40), (0.99, 16, 48), (0.01, 16, 16), (0.5, 1, 32)):
         bench = work(PruneWidth(share=share, multiple=multiple), small_model("bert"), tmp_path / f"{share}")
         assert bench.facts["width"] == width
+
+
+def test_vectors_of_another_width_are_compared_by_their_similarities(
+    small_checkpoint: Maker, recipe_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    recipe = recipe_file({"pass": "prune-width", "width": 48, "multiple": 16}, samples=24)
+    receipt = compress(small_checkpoint("bert"), recipe, tmp_path / "out").receipts[0]
+    assert receipt["before"]["quality"]["cosine_mean"] == 1.0
+    assert set(receipt["after"]["quality"]) <= {"similarity_correlation"}
