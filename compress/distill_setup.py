@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from planish.compress.bench import Bench, Context
 from planish.compress.digest import tensors_digest
 from planish.compress.distill_loop import Evaluate, Loop, Plan
-from planish.compress.distill_losses import common_heads, pooled, similarity_mse
+from planish.compress.distill_losses import common_heads
 from planish.compress.distill_objective import Batch, Objective, goal_of
 from planish.compress.distill_state import History, Keeper
 from planish.compress.fake_quantize_training import FakeQuantization
@@ -136,8 +136,6 @@ class Setup:
     def _evaluation(self) -> Evaluate:
         """The task's metric where validation examples are labelled, else the agreement with the teacher."""
         examples, student, teacher = self.examples, self.student.model, self.teacher.model
-        if self.objective.goal == "vectors" and student.config.hidden_size != teacher.config.hidden_size:  # type: ignore[union-attr]
-            return self._likeness()
         reference = None if examples.judged else Reference.of(teacher, examples)
 
         def judge() -> tuple[str, float, bool]:
@@ -145,19 +143,6 @@ class Setup:
             return headline(found, examples.task)
 
         return judge
-
-    def _likeness(self) -> Evaluate:
-        """Of vectors of another width: how far the cosines between sentences are from the teacher's, squared."""
-
-        def vectors(model: Observed) -> Tensor:
-            parts = []
-            for batch in self.examples.batches("validation", self.step.batch_size):
-                here: dict[str, Tensor] = send_to_device(batch, self.accelerator.device)
-                parts.append(pooled(model(**here)["last"], here["attention_mask"]))
-            return torch.cat(parts)
-
-        theirs = vectors(self.teacher)
-        return lambda: ("similarity_error", float(similarity_mse(vectors(self.student), theirs)), False)
 
     def _plan(self) -> Plan:
         step = self.step

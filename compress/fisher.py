@@ -238,7 +238,7 @@ def _output_gradients(parts: Sequence[Parts], positions: Tensor) -> Iterator[Non
             row.copy_(gradient.square().sum(-1).view(row.shape))
 
         def keep(_: nn.Module, _inputs: Any, output: Tensor) -> None:
-            output.register_hook(write)
+            output.register_hook(write)  # type: ignore[no-untyped-call]
 
         return keep
 

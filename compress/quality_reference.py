@@ -49,8 +49,8 @@ class Reference:
     def compare(
         self, model: Any, examples: Examples | None = None, *, progress: Progress | None = None
     ) -> dict[str, float]:
-        """``agreement`` and ``kl``; of embeddings ``cosine_mean`` and ``cosine_min`` (``similarity_correlation`` where their
-        widths differ); of tags ``entity_agreement`` too.
+        """``agreement`` and ``kl``; of embeddings ``cosine_mean`` and ``cosine_min`` (of other widths
+        ``similarity_correlation``); of tags ``entity_agreement`` too.
 
         Args:
             examples: the same texts in the tokens of ``model``; None = the tokens the parent read. Of decoders with
