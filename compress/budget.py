@@ -43,8 +43,8 @@ class Budget:
             given = f"{self.limit:g}" if self.unit == "milliseconds" else str(int(self.limit))
         else:
             possible, given = f"{_up(least / self.whole):g}", f"{self.limit / self.whole:.4g}"
-        expected = f"a budget that leaves every block one head and some neurons ({self.unit} of {possible} or more)"
-        return RecipeError(expected, f"{self.unit}: {given}", f"write {self.unit}: {possible}, or drop layers first")
+        expected = f"{self.unit} of {possible} or more (a head and a few neurons stay in every block)"
+        return RecipeError(expected, given, f"write {self.unit}: {possible}, or drop layers first")
 
 
 def budget_of(model: Any, unit: Unit, value: float, length: int, table: LatencyTable | None) -> Budget:

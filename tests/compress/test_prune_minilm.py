@@ -14,9 +14,8 @@ from torch.nn import functional
 from planish.compress import compress
 from planish.compress.checkpoint import open_checkpoint
 from planish.sliced import from_pretrained
-
-from ..conftest import ROOT
-from ..sentiment import train_sentiment
+from tests.conftest import ROOT
+from tests.sentiment import train_sentiment
 
 Rows = list[tuple[str, int]]
 
