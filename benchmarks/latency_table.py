@@ -2,8 +2,9 @@
 
     python benchmarks/latency_table.py MODEL --recipe int8-dynamic --models 10 --shape 8 64
 
-The table is measured once; then sub-models whose blocks each keep a random number of heads and neurons are exported,
-and all of them take turns with the same clock (CPU time of one thread).
+Sub-models whose blocks each keep a random number of heads and neurons are exported. They and the table's probes take
+turns in one sitting after the other (CPU time of one thread), so that what changes on the machine meanwhile is not
+taken for an error of the table: on a busy one, two measurements ten minutes apart differed by 12 %.
 """
 
 from __future__ import annotations
@@ -58,17 +59,21 @@ def main() -> None:
     shape = (given.shape[0], given.shape[1])
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        latency.prepare(str(given.model), given.recipe, work / "probes")
-        latency.write_table(latency.measure(work / "probes", shape, seconds=given.seconds), work / "table.json")
-        table = LatencyTable.load(work / "table.json")
-        print((work / "table.json").read_text())
+        probes = latency.prepare(str(given.model), given.recipe, work / "probes")
         shapes = [sub_model(given.model, given.recipe, work / str(seed), seed) for seed in range(given.models)]
-        bundles = [work / str(seed) / "bundle" for seed in range(given.models)]
-        for seed, bundle in enumerate(bundles):
-            bundle.rename(work / f"model-{seed}")
         bundles = [work / f"model-{seed}" for seed in range(given.models)]
-        report = planish.gate.bench(bundles, shapes=[shape], seconds=given.seconds, threads=1, memory=False)
+        for seed, bundle in enumerate(bundles):
+            (work / str(seed) / "bundle").rename(bundle)
+        everything = [*(work / "probes" / probe.name for probe in probes), *bundles]
+        report = planish.gate.bench(everything, shapes=[shape], seconds=given.seconds, threads=1, memory=False)
         took = {row.bundle: 1000 * row.cpu for row in report.measurements}
+        facts, _ = latency.read_index(work / "probes")
+        about = {"schema": 1, "batch": shape[0], "length": shape[1], "device": {}}
+        about |= {key: facts[key] for key in ("profile", "recipe", "hidden")}
+        made = about | latency.table_of(probes, [took[probe.name] for probe in probes], int(facts["layers"]))
+        latency.write_table(made, work / "table.json")
+        print((work / "table.json").read_text())
+        table = LatencyTable.load(work / "table.json")
     off = []
     for seed, blocks in enumerate(shapes):
         predicted, measured = table.predict(blocks), took[f"model-{seed}"]
