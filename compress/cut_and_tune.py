@@ -28,8 +28,6 @@ __all__ = ["Kept", "cut_and_tune"]
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 _HELD = 4  # every fourth sample judges
-EVEN = 0.1
-"""Share of the weight that all positions get alike."""
 
 
 class _Reached(Exception):
@@ -50,22 +48,19 @@ def cut_and_tune(
     batches: Sequence[dict[str, Tensor]],
     *,
     method: Tuning,
-    positions: Sequence[Tensor] = (),
     tick: Callable[[int, int], None],
     pieces: Pieces,
     tag: str,
 ) -> list[tuple[Fit, Fit]]:
     """Cut every block down to ``kept`` and tune it on ``batches``; returns the fits of attention and feed-forward.
 
-    ``positions`` ``[2, blocks, b, t]`` of each batch says how much each position matters there (see
-    :class:`~planish.compress.fisher.Importance`); a tenth of all weight is spread evenly. Without it all count alike.
     Blocks that are finished are saved in ``pieces`` under ``tag``. Without tuning nothing is run, and nothing returned.
 
     Raises:
         DataError: no sample, or activations that are not finite.
     """
     count, fits = len(kept), list[tuple[Fit, Fit]]()
-    streams = _Streams.start(bench.model, batches, positions) if method != "none" else None
+    streams = _Streams.start(bench.model, batches) if method != "none" else None
     for index, keep in enumerate(kept):
         tick(index, count)
         piece = f"tuned-{index:04d}"
@@ -125,27 +120,22 @@ class _Streams:
     """Of each batch: which of its positions are no padding, bool ``[b * t]``."""
     held: list[Tensor]
     """Of each batch: which of these rows judge, bool."""
-    weights: list[Tensor]
-    """Of each batch: how often these rows count, ``[2, blocks, rows]``."""
     original: list[Tensor]
     pruned: list[Tensor]
 
     @classmethod
-    def start(cls, model: Any, batches: Sequence[dict[str, Tensor]], positions: Sequence[Tensor]) -> _Streams:
+    def start(cls, model: Any, batches: Sequence[dict[str, Tensor]]) -> _Streams:
         blocks = block_list(model)
-        stream = cls(model, blocks, [], [], [], [], [], [])
+        stream = cls(model, blocks, [], [], [], [], [])
         few = sum(len(batch["input_ids"]) for batch in batches) < 2 * _HELD
         count = 0
-        for number, batch in enumerate(batches):
+        for batch in batches:
             hidden, calls = _record(model, blocks, batch)
             seen = batch["attention_mask"].bool()
             samples = torch.arange(count, count + len(seen))[:, None].expand(seen.shape)
             tokens = torch.arange(seen.shape[1])[None].expand(seen.shape)
             stream.rows.append(seen.flatten())
             stream.held.append(((tokens if few else samples)[seen] % _HELD) == _HELD - 1)
-            even = torch.ones(2, len(blocks), *seen.shape)
-            weights = EVEN * even + (1 - EVEN) * positions[number] if positions else even
-            stream.weights.append(weights[:, :, seen])
             stream.calls.append(calls)
             stream.original.append(hidden)
             stream.pruned.append(hidden.clone())
@@ -176,23 +166,20 @@ class _Streams:
         for number, hidden in enumerate(self.pruned):
             with _watch(part, until_o=True) as seen:
                 self._call(index, number, hidden)
-            sums.add(seen.values["o_in"], targets[number][0], _flat(hidden), *self._rows(number, 0, index))
+            sums.add(seen.values["o_in"], targets[number][0], _flat(hidden), self.rows[number], self.held[number])
         first = sums.fit(part.o, method, span)
         sums = _Pair.of(part.down)
         for number, hidden in enumerate(self.pruned):
             with _watch(part) as seen:
                 seen.values["out"] = _flat(self._call(index, number, hidden))
             residual = seen.residual(_flat(hidden))
-            sums.add(seen.values["down_in"], targets[number][1], residual, *self._rows(number, 1, index))
+            sums.add(seen.values["down_in"], targets[number][1], residual, self.rows[number], self.held[number])
         return first, sums.fit(part.down, method, 1)
 
     def advance(self, index: int) -> None:
         """Take the pruned stream through a block."""
         for number, hidden in enumerate(self.pruned):
             self.pruned[number] = self._call(index, number, hidden)
-
-    def _rows(self, number: int, kind: int, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        return self.rows[number], self.held[number], self.weights[number][kind, index]
 
     def _call(self, index: int, number: int, hidden: Tensor) -> Tensor:
         args, kwargs = self.calls[number][index]
@@ -216,12 +203,12 @@ class _Pair:
         sizes = inputs_of(layer), outputs_of(layer)
         return cls(FitSums(*sizes), FitSums(*sizes))
 
-    def add(self, x: Tensor, target: Tensor, residual: Tensor, rows: Tensor, held: Tensor, weights: Tensor) -> None:
+    def add(self, x: Tensor, target: Tensor, residual: Tensor, rows: Tensor, held: Tensor) -> None:
         """``x``, ``residual``: all rows; the others: only those that are no padding (``rows``)."""
         x, y = x[rows], target - residual[rows]
-        self.seen.add(x[~held], y[~held], weights[~held])
+        self.seen.add(x[~held], y[~held])
         if bool(held.any()):
-            self.held.add(x[held], y[held], weights[held])
+            self.held.add(x[held], y[held])
 
     def fit(self, layer: Any, method: Tuning, group: int) -> Fit:
         """Fit the layer, and set its weight and bias."""

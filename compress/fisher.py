@@ -17,7 +17,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -48,28 +48,11 @@ _SAVE_EVERY = 1.0  # seconds of work a kill may cost
 
 @dataclass(frozen=True)
 class Importance:
-    """float64: of each block's head groups ``[groups, groups]`` and neurons ``[ffn]``; of how many samples.
-
-    ``positions``: float32 ``[2, blocks, b, t]`` of each batch, how much of a sample's loss hangs on what attention (0)
-    and the feed-forward part (1) write at each position, 1 on average over the sample; empty without gradients.
-    """
+    """float64: of each block's head groups ``[groups, groups]`` and neurons ``[ffn]``; of how many samples."""
 
     heads: tuple[Tensor, ...]
     neurons: tuple[Tensor, ...]
     samples: int
-    positions: tuple[Tensor, ...] = ()
-
-
-@dataclass(frozen=True)
-class Gradients:
-    """Of each block, for each sample: by the masks of heads ``[b, groups]``, of neurons ``[b, ffn]``.
-
-    ``positions`` ``[2, blocks, b, t]``: squared norms of the gradients by the outputs of ``o`` and ``down``.
-    """
-
-    heads: list[Tensor]
-    neurons: list[Tensor]
-    positions: Tensor
 
 
 @dataclass
@@ -79,7 +62,6 @@ class Sums:
     heads: list[Tensor]
     neurons: list[Tensor]
     energy: list[Tensor]
-    positions: list[Tensor] = field(default_factory=list)
     count: int = 0
 
     @classmethod
@@ -105,14 +87,13 @@ class Sums:
             total += 2 * gradient.double().abs().sum(0)
 
     def state(self) -> dict[str, Tensor]:
-        named = {"heads": self.heads, "neurons": self.neurons, "energy": self.energy, "positions": self.positions}
+        named = {"heads": self.heads, "neurons": self.neurons, "energy": self.energy}
         return {f"{name}.{index}": one for name, sums in named.items() for index, one in enumerate(sums)}
 
     def restore(self, state: dict[str, Tensor], count: int) -> None:
-        for name in ("heads", "neurons", "energy"):
-            for index, total in enumerate(getattr(self, name)):
-                total.copy_(state[f"{name}.{index}"])
-        self.positions = [state[f"positions.{index}"] for index in range(sum("positions" in name for name in state))]
+        for name, value in state.items():
+            kind, index = name.split(".")
+            getattr(self, kind)[int(index)].copy_(value)
         self.count = count
 
 
@@ -152,20 +133,16 @@ def measure_importance(
     last = time.monotonic()
     for number in range(start, len(batches)):
         tick(number, len(batches))
-        found = []
         for index, batch in enumerate(_split(model, batches[number])):
             if method == "activations":
                 _add_activations(model, parts, batch, sums)
             else:
                 generator = torch.Generator().manual_seed(((seed * 1_000_003 + number) * 1009 + index) % (1 << 63))
-                gradients = mask_gradients(
+                heads, neurons = mask_gradients(
                     model, parts, batch, task=task, generator=generator, labelled=labelled, several=several
                 )
-                (sums.add_fisher if method == "fisher" else sums.add_taylor)(gradients.heads, gradients.neurons)
-                found.append(gradients.positions)
+                (sums.add_fisher if method == "fisher" else sums.add_taylor)(heads, neurons)
             sums.count += len(batch["input_ids"])
-        if found:
-            sums.positions.append(_shares(torch.cat(found, 2), batches[number]["attention_mask"]))
         if time.monotonic() - last > _SAVE_EVERY or number + 1 == len(batches):
             pieces.save_state("importance", tag, sums.state(), {"done": number + 1, "samples": sums.count})
             last = time.monotonic()
@@ -182,23 +159,22 @@ def mask_gradients(
     generator: torch.Generator,
     labelled: bool,
     several: bool = False,
-) -> Gradients:
-    """Gradients of each sample's loss by the masks, and by what each block's two parts write.
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Gradients of each sample's loss by the masks of heads ``[b, groups]`` and neurons ``[b, ffn]``, a block each.
 
     Raises:
         DataError: a loss that is not finite.
     """
-    size, length = batch["input_ids"].shape
-    positions = torch.zeros(2, len(parts), size, length)
+    size = len(batch["input_ids"])
     heads = [torch.ones(size, part.kv_heads, requires_grad=True) for part in parts]
     neurons = [torch.ones(size, part.ffn, requires_grad=True) for part in parts]
-    with torch.enable_grad(), masked(parts, heads, neurons), _output_gradients(parts, positions):
+    with torch.enable_grad(), masked(parts, heads, neurons):
         outputs = model(**model_inputs(batch), **no_cache(model))
         losses = sample_losses(task, outputs, batch, generator, labelled=labelled, several=several)
         if not bool(torch.isfinite(losses).all()):
             raise DataError("a finite loss on every example", "NaN or infinity", "check the model and its labels")
         found = torch.autograd.grad(losses.sum(), [*heads, *neurons])
-    return Gradients(list(found[: len(parts)]), list(found[len(parts) :]), positions)
+    return list(found[: len(parts)]), list(found[len(parts) :])
 
 
 @contextmanager
@@ -227,41 +203,6 @@ def masked(parts: Sequence[Parts], heads: Sequence[Tensor], neurons: Sequence[Te
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextmanager
-def _output_gradients(parts: Sequence[Parts], positions: Tensor) -> Iterator[None]:
-    """While open, a backward pass fills ``positions [2, blocks, b, t]`` with squared norms at ``o`` and ``down``."""
-
-    def hook(row: Tensor) -> Callable[[nn.Module, Any, Tensor], None]:
-        def write(gradient: Tensor) -> None:
-            row.copy_(gradient.square().sum(-1).view(row.shape))
-
-        def keep(_: nn.Module, _inputs: Any, output: Tensor) -> None:
-            output.register_hook(write)  # type: ignore[no-untyped-call]
-
-        return keep
-
-    handles = [part.o.register_forward_hook(hook(positions[0, index])) for index, part in enumerate(parts)]
-    handles += [part.down.register_forward_hook(hook(positions[1, index])) for index, part in enumerate(parts)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _shares(positions: Tensor, mask: Tensor) -> Tensor:
-    """Squares ``[2, blocks, b, t]`` over their mean in each sample; padding (``mask [b, t]``) weighs nothing.
-
-    Samples count alike: one the model is sure of has small gradients, and no less of the task to keep.
-    """
-    squares = positions * mask
-    total = squares.sum(-1, keepdim=True)
-    return (
-        torch.where(total > 0, squares / total.clamp_min(1e-38), mask / mask.sum(-1, keepdim=True))
-        * mask.sum(-1)[:, None]
-    )
 
 
 def input_norms(layer: Any) -> Tensor:
@@ -310,7 +251,7 @@ def _importance(sums: Sums, method: Method) -> Importance:
     neurons = tuple(total / scale for total, scale in zip(sums.neurons, scales, strict=True))
     if not all(bool(torch.isfinite(one).all()) for one in (*heads, *neurons)):
         raise CheckpointError("finite importances", "NaN or infinity", "check that the model runs in float32")
-    return Importance(heads, neurons, sums.count, tuple(sums.positions))
+    return Importance(heads, neurons, sums.count)
 
 
 def model_inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -45,18 +45,16 @@ class FitSums:
         self._x = torch.zeros(inputs, dtype=torch.float64)
         self._y = torch.zeros(outputs, dtype=torch.float64)
         self._square = torch.zeros((), dtype=torch.float64)
-        self.count = 0.0
+        self.count = 0
 
-    def add(self, x: Tensor, y: Tensor, weights: Tensor | None = None) -> None:
-        """Add ``x [rows, in]`` and ``y [rows, out]``, each row as often as ``weights [rows]`` says."""
-        roots = torch.ones(len(x), 1, dtype=x.dtype) if weights is None else weights[:, None].to(x.dtype).sqrt()
-        x, y = x * roots, y * roots
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Add ``x [rows, in]`` and ``y [rows, out]``."""
         self._gram += x.t() @ x
         self._cross += y.t() @ x
-        self._x += (x * roots).sum(0, dtype=torch.float64)
-        self._y += (y * roots).sum(0, dtype=torch.float64)
+        self._x += x.sum(0, dtype=torch.float64)
+        self._y += y.sum(0, dtype=torch.float64)
         self._square += y.double().square().sum()
-        self.count += float(roots.double().square().sum())
+        self.count += len(x)
 
     def __add__(self, other: FitSums) -> FitSums:
         """The sums over the rows of both."""

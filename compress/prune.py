@@ -45,9 +45,9 @@ class Prune(Pass):
 
     Budgets: ``flops``, ``parameters`` (shares of the blocks' that stay, at ``length`` tokens), ``bytes`` (of the whole
     model in float32), ``latency`` (share) and ``milliseconds`` of the whole model by the device's ``table``.
-    ``multiple``: neurons stay in multiples of it (default 32; 16 where a block has fewer than 512). ``uniform``: as many
-    in every block. ``labels``: importance on the examples' labels where they have some, else on labels drawn from what
-    the model predicts. ``samples``: how many training examples are read, 65,536 tokens at most.
+    ``multiple``: neurons stay in multiples of it (default 32; 16 where a block has fewer than 512). ``uniform``: as
+    many of them in every block. ``labels``: importance on the examples' labels where they have some, else on labels
+    drawn from what the model predicts. ``samples``: how many training examples are read, 65,536 tokens at most.
     """
 
     name: ClassVar[str] = "prune"
@@ -121,7 +121,6 @@ class Prune(Pass):
             kept,
             batches,
             method=self.tuning,
-            positions=importance.positions,
             tick=lambda done, total: context.progress(f"{self.name}: tuning", done, total),
             pieces=context.pieces,
             tag=f"{self.tuning} {examples.digest} {_digest(kept)}",

@@ -113,7 +113,7 @@ def _lower_qdq(model: ir.Model, traced: Traced, scratch: Path, texts: Sequence[A
     precision = lower_to_qdq(model, traced.reader, traced.prefix)
     _save(model, scratch, TWIN)
     session = QDQ_SESSION | _session(precision)
-    ranges = measure_ranges(scratch / TWIN, texts, exact_options(precision) | session)
+    ranges = measure_ranges(scratch / TWIN, texts, exact_options("qdq", precision) | session)
     casts = to_half(model, ranges.wide)
     words = precision | {"compute": "fp16 + fp32" if ranges.wide else "fp16"}
     words |= {role: kind.replace("fp32", "fp16") for role, kind in precision.items() if role != "compute"}

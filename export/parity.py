@@ -157,7 +157,7 @@ def open_session(path: Path, built: Built) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
-    for key, value in {**exact_options(built.precision), **built.session}.items():
+    for key, value in {**exact_options(built.dialect, built.precision), **built.session}.items():
         options.add_session_config_entry(key, value)
     return onnxruntime.InferenceSession(
         str(path),

@@ -2,10 +2,15 @@
 
 ONNX Runtime multiplies unsigned activations by signed weights. With VNNI four products are added in 32 bits. Without
 it, on x86, VPMADDUBSW adds two of them in 16 bits and *saturates*: 2 * 255 * 127 is far above 32767, and what is cut
-off is lost (Intel 64 and IA-32 Architectures Software Developer's Manual, vol. 2, PMADDUBSW). ONNX Runtime's session
-entry ``session.x64quantprecision`` turns such weights into unsigned ones when it loads the graph, whose kernels widen
-to 16 bits before they multiply: exact, and a little slower (onnxruntime_session_options_config_keys.h). It is one of
-ONNX Runtime's extended graph optimizations and does nothing below that level.
+off is lost (Intel 64 and IA-32 Architectures Software Developer's Manual, vol. 2, PMADDUBSW). What helps, by dialect:
+
+``ort``: the session entry ``session.x64quantprecision`` turns such weights into unsigned ones when the graph is loaded,
+whose kernels widen to 16 bits before they multiply: exact, and a little slower. It is one of ONNX Runtime's extended
+graph optimizations and does nothing below that level (onnxruntime_session_options_config_keys.h).
+
+``qdq``: that entry breaks graphs in which two nodes read one weight, or a quantized weight is not fused into a product
+(ONNX Runtime 1.31: "Attempt to replace the existing tensor", "x_zero_point must be null or 1D"). So quantizers are not
+fused at all there (``session.disable_quant_qdq``), and products are of floats that hold the integers' values.
 
 Weights in -64..63 need none of this, for 2 * 255 * 64 fits: such graphs say so in their manifest.
 """
@@ -21,8 +26,11 @@ from planish.profiles.host import read_cpu
 
 __all__ = ["EXACT", "NARROW", "adds_exactly", "exact_options"]
 
-EXACT = {"session.x64quantprecision": "1"}
-"""The session entry with which ONNX Runtime's integer products are exact on every x86 processor."""
+EXACT: Mapping[str, tuple[str, str]] = {
+    "ort": ("session.x64quantprecision", "1"),
+    "qdq": ("session.disable_quant_qdq", "1"),
+}
+"""Dialect -> the session entry with which ONNX Runtime computes its integer layers exactly on every x86 processor."""
 
 NARROW = ("linear_range", "-64..63")
 """Key and word of ``precision`` in the manifest where no linear with 8-bit inputs has a weight beyond that range."""
@@ -44,15 +52,15 @@ def adds_exactly(root: Path = Path("/")) -> bool:
     return seen.arch in ARM or not INSTRUCTIONS.isdisjoint(seen.features)
 
 
-def exact_options(precision: Mapping[str, str]) -> dict[str, str]:
+def exact_options(dialect: str, precision: Mapping[str, str]) -> dict[str, str]:
     """Session entries a graph needs on this host to be computed exactly; ``precision`` is the manifest's.
 
     None for graphs without 8-bit integer inputs, for weights that cannot saturate, and on processors that do not.
 
-    >>> exact_options({"linear": "int4", "activations": "fp32"})
+    >>> exact_options("ort", {"linear": "int4", "activations": "fp32"})
     {}
     """
     key, narrow = NARROW
     if "int8" not in precision.get("activations", "") or precision.get(key) == narrow or adds_exactly():
         return {}
-    return dict(EXACT)
+    return dict([EXACT[dialect]])

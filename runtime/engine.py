@@ -73,12 +73,12 @@ def engine_library() -> ModuleType:
     return module
 
 
-def session_options_for(library: ModuleType, dialect: Dialect, given: Any, threads: int | None) -> Any:
+def session_options_for(library: ModuleType, name: str, dialect: Dialect, given: Any, threads: int | None) -> Any:
     """SessionOptions with what this processor needs to add exactly, the manifest's entries, then the caller's.
 
-    ``given`` is a SessionOptions (the manifest's entries are added to it), a mapping of its attributes and config
-    entries (names with a dot), or None. Raises RequestError for names ONNX Runtime does not know, and for more than
-    1024 threads, wherever they are asked for.
+    ``name`` is the dialect's. ``given`` is a SessionOptions (entries are added to it; what it has of the first kind
+    stays), a mapping of its attributes and config entries (names with a dot), or None. Raises RequestError for names
+    ONNX Runtime does not know, and for more than 1024 threads, wherever they are asked for.
     """
     options = given if isinstance(given, library.SessionOptions) else library.SessionOptions()
     if options is not given:
@@ -86,7 +86,7 @@ def session_options_for(library: ModuleType, dialect: Dialect, given: Any, threa
     extra: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
     if given is not None and options is not given and not isinstance(given, Mapping):
         raise RequestError("SessionOptions or a mapping", type(given).__name__, "pass onnxruntime.SessionOptions()")
-    exact = exact_options(dialect.precision)
+    exact = exact_options(name, dialect.precision)
     if options is given:
         exact = {key: value for key, value in exact.items() if not _has_entry(options, key)}
     for key, value in {**exact, **dialect.session, **extra}.items():

@@ -85,7 +85,7 @@ def load(
     library = engine_library()
     name, spelled = _dialect(manifest, dialect)
     placement = place_on(library, wanted, manifest.profile, providers, provider_options)
-    options = session_options_for(library, spelled, session_options, threads)
+    options = session_options_for(library, name, spelled, session_options, threads)
     session = open_session(library, verified.root / spelled.path, spelled, options, placement)
     check_unchanged(verified)
     engine = Engine(session, spelled, limits_of(verified, name))

@@ -112,20 +112,6 @@ def test_wild_factors_are_refused() -> None:
     assert found.before == found.after
 
 
-@pytest.mark.parametrize("centred", [True, False])
-def test_rows_that_weigh_twice_are_rows_seen_twice(centred: bool) -> None:
-    x, y, start = (one.double() for one in problem(4))
-    weights = torch.tensor([1.0, 2.0, 0.0, 3.0] * 15)
-    heavy = FitSums(6, 4)
-    heavy.add(x, y, weights)
-    often = FitSums(6, 4)
-    often.add(x.repeat_interleave(weights.long(), 0), y.repeat_interleave(weights.long(), 0))
-    one, other = (fit_weights(s, start, damping=1e-3, centred=centred) for s in (heavy, often))
-    torch.testing.assert_close(one, other)
-    torch.testing.assert_close(heavy.bias(one), often.bias(one))
-    assert heavy.error(one, None) == pytest.approx(often.error(one, None))
-
-
 def test_inputs_that_are_always_zero_keep_their_weights() -> None:
     x, y, start = problem(2)
     x[:, 3] = 0

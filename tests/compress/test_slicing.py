@@ -189,6 +189,8 @@ def test_what_cannot_be_cut_is_refused(small_model: Callable[..., Any]) -> None:
         cut_neurons(Bench.of(small_model("bert")), 0, [])
     with pytest.raises(RecipeError, match="number of positions"):
         cut_width(Bench.of(small_model("bert", max_position_embeddings=64)), range(32))
+    with pytest.raises(RecipeError, match="embedding_size"):
+        cut_width(Bench.of(small_model("electra", max_position_embeddings=100)), range(32))
     scaled = small_model("gpt2", scale_attn_by_inverse_layer_idx=True)
     with pytest.raises(RecipeError, match="inverse_layer"):
         cut_blocks(Bench.of(scaled), [0])

@@ -14,9 +14,14 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from planish import recipes
-from planish.compress import compress
+from planish.compress.bench import Bench
+from planish.compress.checkpoint import open_checkpoint
+from planish.compress.passes import build
+from planish.compress.recipe import Data
 from planish.compress.trim_corpus import encode, outside, reader, used_ids
 from planish.compress.trim_tokenizer import Trimmed, tokens_of, trim
+from planish.compress.write import write_checkpoint
+from tests.compress.trimming import context_of
 
 STRANGE = [
     "👩‍🚀🚀 ok 🐳",
@@ -90,28 +95,33 @@ def test_fill_makes_text_outside_read_more_alike(tokenizers: Tokenizers, judge_t
 def test_the_whole_model_from_gguf(smollm2_gguf: Path, corpus: str, tmp_path: Path) -> None:
     """Same logits over the tokens kept, table and tied head cut; loads in transformers and writes as before."""
     (tmp_path / "corpus.txt").write_text(corpus + "\nThe capital of France is Paris.\n", encoding="utf-8")
-    passes = [{"pass": "trim-vocabulary", "corpus": "corpus.txt"}]
-    recipe = {"schema": 1, "name": "trim", "data": {"samples": 6, "sequence_length": 32}, "passes": passes}
-    (tmp_path / "trim.yaml").write_text(json.dumps(recipe), encoding="utf-8")
-    result = compress(smollm2_gguf, tmp_path / "trim.yaml", tmp_path / "out")
-    facts = result.receipts[0]["facts"]
-    assert facts["identical"] is True
-    assert facts["bytes_saved"] == (49_152 - facts["tokens"]["after"]) * 576 * 4
-    where = {"pretrained_model_name_or_path": smollm2_gguf.parent, "gguf_file": smollm2_gguf.name}
-    old = transformers.AutoTokenizer.from_pretrained(**where)
+    source = open_checkpoint(smollm2_gguf)
+    bench = Bench.of(source.load_model())
+    model: Any = bench.model
+    context = context_of(bench, source, tmp_path, Data())
+    old = context.tokenizer()
+    names = [old.convert_ids_to_tokens(number) for number in special_ids(model)]
+    ids = old(corpus[:1500], return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        before = model(input_ids=ids).logits[0]
+        build("trim-vocabulary", {"corpus": "corpus.txt"}, "test").apply(bench, context)
+    rows = bench.vocabulary
+    assert rows is not None
+    assert bench.facts["bytes_saved"] == (49_152 - len(rows)) * 576 * 4
+    (tmp_path / "out").mkdir()
+    write_checkpoint(bench, source, tmp_path / "out")
     new = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
-    rows = torch.tensor([old.get_vocab()[token] for token, _ in sorted(new.get_vocab().items(), key=lambda i: i[1])])
-    parent = transformers.AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32).eval()
     child = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     assert child.get_input_embeddings().weight.data_ptr() == child.get_output_embeddings().weight.data_ptr()
-    ids = new(corpus[:1500], return_tensors="pt")["input_ids"]
+    new_ids = new(corpus[:1500], return_tensors="pt")["input_ids"]
+    assert torch.equal(rows[new_ids], ids)
     with torch.no_grad():
-        before, after = parent(input_ids=rows[ids]).logits[0][:, rows], child(input_ids=ids).logits[0]
-    torch.testing.assert_close(after, before, atol=1e-3, rtol=1e-4)
-    prompt = new("The capital of France is", return_tensors="pt")
-    written = child.generate(**prompt, max_new_tokens=3, do_sample=False)
+        after = child(input_ids=new_ids).logits[0]
+    torch.testing.assert_close(after, before[:, rows], atol=1e-3, rtol=1e-4)
+    written = child.generate(**new("The capital of France is", return_tensors="pt"), max_new_tokens=3, do_sample=False)
     assert "Paris" in new.decode(written[0])
-    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        assert new.convert_ids_to_tokens(getattr(child.config, key)) == old.convert_ids_to_tokens(
-            getattr(parent.config, key)
-        )
+    assert [new.convert_ids_to_tokens(number) for number in special_ids(child)] == names
+
+
+def special_ids(model: Any) -> list[int]:
+    return [getattr(model.config, f"{name}_token_id") for name in ("bos", "eos", "pad")]

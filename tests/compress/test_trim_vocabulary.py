@@ -16,60 +16,20 @@ from safetensors.torch import load_file
 
 from planish import recipes
 from planish.compress import compress
-from planish.compress.bench import Bench, Context
+from planish.compress.bench import Bench
 from planish.compress.checkpoint import open_checkpoint
 from planish.compress.examples import Part
-from planish.compress.material import Material
 from planish.compress.passes import build
 from planish.compress.recipe import Data
-from planish.compress.resume import WorkFolder
 from planish.compress.trim_files import named_ids, renamed
 from planish.compress.trim_tokenizer import tokens_of
-from planish.compress.write import write_checkpoint
 from planish.errors import CheckpointError, DataError, RecipeError
+from tests.compress.trimming import context_of, trimmed
 from tests.tiny import byte_level_tokenizer
 
 Maker = Callable[..., Path]
 TEXTS = ["The whale rose out of the sea.", "Call me Ishmael, said the captain.", "a white whale, and the boats"]
 BYTE_LEVEL = {"roberta", "xlm-roberta", "gpt2", "llama", "qwen2", "qwen3", "opt", "gpt_neox"}
-
-
-def quiet(stage: str, done: int, total: int) -> None:
-    return
-
-
-def trimmed(
-    checkpoint: Path, folder: Path, texts: list[str] | None = None, data: Data | None = None, **settings: Any
-) -> tuple[Bench, Path]:
-    """Run the pass alone on ``checkpoint``, and write what came of it to a new folder in ``folder``."""
-    if texts is not None:
-        lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
-        (folder / "corpus.jsonl").write_text(lines, encoding="utf-8")
-        settings["corpus"] = "corpus.jsonl"
-    source, data = open_checkpoint(checkpoint), data or Data()
-    bench = Bench.of(source.load_model())
-    step = build("trim-vocabulary", settings, "test")
-    with torch.no_grad():
-        step.apply(bench, context_of(bench, source, folder, data))
-    output = folder / "trimmed"
-    output.mkdir()
-    write_checkpoint(bench, source, output)
-    return bench, output
-
-
-def context_of(bench: Bench, source: Any, folder: Path, data: Data) -> Context:
-    material = Material(data, folder, source, bench)
-    return Context(
-        windows=material.windows,
-        pieces=WorkFolder(folder / "work", {}).pieces(0),
-        progress=quiet,
-        seed=0,
-        source=source,
-        tokenizer=material.tokenizer,
-        examples=material.examples,
-        data=data,
-        folder=folder,
-    )
 
 
 def outputs(folder: Path, texts: list[str], architecture: str) -> tuple[list[list[str]], list[np.ndarray]]:
@@ -284,6 +244,7 @@ def test_minilm_on_the_movie_corpus(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_minilm_on_all_of_the_movie_corpus(
     minilm: Path, movie_sentences: dict[str, list[tuple[str, int]]], tmp_path: Path
 ) -> None:

@@ -56,9 +56,7 @@ def shapes(path: Path) -> dict[str, list[int]]:
     [
         ("bert", "fill-mask"),
         ("distilbert", "question-answering"),
-        ("electra", "token-classification"),
         ("mpnet", "feature-extraction"),
-        ("roberta", "text-classification"),
     ],
 )
 def test_a_pruned_encoder_exports_in_both_dialects(family: str, task: str, tmp_path: Path) -> None:

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from planish.runtime import dot_products
-from planish.runtime.dot_products import EXACT, NARROW, adds_exactly, exact_options
+from planish.runtime.dot_products import NARROW, adds_exactly, exact_options
 from planish.runtime.engine import open_session, session_options_for
 from planish.runtime.manifest import Dialect
 from planish.runtime.placement import CPU, Placement
 
 KEY = "session.x64quantprecision"
+ORT, QDQ = {KEY: "1"}, {"session.disable_quant_qdq": "1"}
 INT8 = {"linear": "int8", "activations": "int8 static"}
 ROWS, WIDTH, COLUMNS = 40, 384, 96
 
@@ -68,13 +69,26 @@ def model(nodes: list[Any], made: list[Any], kind: str) -> bytes:
     return bytes(helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString())
 
 
-def products(graph: bytes, x: NDArray[Any], folder: Path, precision: dict[str, str], given: Any = None) -> Any:
+def spelled(
+    spelling: str, activations: NDArray[np.uint8], weights: NDArray[np.int8]
+) -> tuple[bytes, NDArray[Any], NDArray[np.int64]]:
+    """A graph, its input, and the integers that are to come out."""
+    centred = activations.astype(np.int64) - 128
+    wanted = centred @ weights.astype(np.int64)
+    if spelling == "qdq":
+        return quantized_linear(weights), centred.astype(np.float32), wanted
+    return integer_linear(weights), activations, wanted
+
+
+def products(
+    spelling: str, graph: bytes, x: NDArray[Any], folder: Path, precision: dict[str, str], given: Any = None
+) -> Any:
     """What the runtime's own session answers."""
     path = folder / "model.onnx"
     path.write_bytes(graph)
     onnx.checker.check_model(onnx.load(path))
     dialect = Dialect("model.onnx", 21, (), (), precision)
-    options = session_options_for(onnxruntime, dialect, given, 1)
+    options = session_options_for(onnxruntime, spelling, dialect, given, 1)
     return open_session(onnxruntime, path, dialect, options, Placement((CPU,), ({},))).run(["y"], {"x": x})[0]
 
 
@@ -84,28 +98,18 @@ def test_integers_are_exact_on_this_host(
     spelling: str, lowest: int, highest: int, narrow: bool, tmp_path: Path
 ) -> None:
     """Of the full range with the runtime's entry where it is needed, of the narrow range by the fast kernels."""
-    activations, weights = extreme(lowest, highest)
-    centred = activations.astype(np.int64) - 128
-    wanted = centred @ weights.astype(np.int64)
-    graph, x = integer_linear(weights), activations
-    if spelling == "qdq":
-        graph, x = quantized_linear(weights), centred.astype(np.float32)
+    graph, x, wanted = spelled(spelling, *extreme(lowest, highest))
     precision = INT8 | (dict([NARROW]) if narrow else {})
-    assert not (narrow and exact_options(precision)), "narrow weights need no entry"
-    np.testing.assert_array_equal(products(graph, x, tmp_path, precision), wanted)
+    assert not (narrow and exact_options(spelling, precision)), "narrow weights need no entry"
+    np.testing.assert_array_equal(products(spelling, graph, x, tmp_path, precision), wanted)
 
 
-@pytest.mark.parametrize("spelling", ["ort", "qdq"])
-def test_without_the_entry_sums_saturate(spelling: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("spelling", "off"), [("ort", {KEY: "0"}), ("qdq", {"session.disable_quant_qdq": "0"})])
+def test_without_the_entry_sums_saturate(spelling: str, off: dict[str, str], tmp_path: Path) -> None:
     if adds_exactly():
         pytest.skip("this processor has VNNI or is no x86: its integer products never saturate")
-    activations, weights = extreme(-127, 127)
-    centred = activations.astype(np.int64) - 128
-    wanted = centred @ weights.astype(np.int64)
-    graph, x = integer_linear(weights), activations
-    if spelling == "qdq":
-        graph, x = quantized_linear(weights), centred.astype(np.float32)
-    found = products(graph, x, tmp_path, INT8, {KEY: "0"})  # the caller's word counts
+    graph, x, wanted = spelled(spelling, *extreme(-127, 127))
+    found = products(spelling, graph, x, tmp_path, INT8, off)  # the caller's word counts
     assert np.abs(found - wanted).max() > 0.1 * np.abs(wanted).max()
 
 
@@ -138,25 +142,26 @@ def test_what_a_processor_can_do(
 
 
 @pytest.mark.parametrize(
-    ("precision", "entries"),
+    ("precision", "needed"),
     [
-        (INT8, EXACT),
-        ({**INT8, "activations": "int8 per token + int8 static"}, EXACT),
-        ({"linear": "int8", "activations": "fp32"}, {}),
-        ({"linear": "fp8", "activations": "fp8 static"}, {}),
-        ({"linear": "int4 g32", "compute": "fp32"}, {}),
-        ({}, {}),
-        (INT8 | {"linear_range": "-64..63"}, {}),
-        (INT8 | {"linear_range": "something newer"}, EXACT),
+        (INT8, True),
+        ({**INT8, "activations": "int8 per token + int8 static"}, True),
+        ({"linear": "int8", "activations": "fp32"}, False),
+        ({"linear": "fp8", "activations": "fp8 static"}, False),
+        ({"linear": "int4 g32", "compute": "fp32"}, False),
+        ({}, False),
+        (INT8 | {"linear_range": "-64..63"}, False),
+        (INT8 | {"linear_range": "something newer"}, True),
     ],
 )
 def test_only_graphs_that_could_saturate_get_the_entry(
-    precision: dict[str, str], entries: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    precision: dict[str, str], needed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dot_products, "adds_exactly", lambda: False)
-    assert exact_options(precision) == entries
+    assert exact_options("ort", precision) == (ORT if needed else {})
+    assert exact_options("qdq", precision) == (QDQ if needed else {})
     monkeypatch.setattr(dot_products, "adds_exactly", lambda: True)
-    assert exact_options(precision) == {}
+    assert exact_options("ort", precision) == exact_options("qdq", precision) == {}
 
 
 def test_the_callers_entry_wins(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +169,7 @@ def test_the_callers_entry_wins(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def entry(given: Any, session: dict[str, str] | None = None) -> str:
         dialect = Dialect("model.onnx", 21, (), (), INT8, session or {})
-        return str(session_options_for(onnxruntime, dialect, given, None).get_session_config_entry(KEY))
+        return str(session_options_for(onnxruntime, "ort", dialect, given, None).get_session_config_entry(KEY))
 
     own = onnxruntime.SessionOptions()
     own.add_session_config_entry(KEY, "0")
