@@ -47,6 +47,7 @@ def prepare(
     *,
     profile: str = "cpu-x86-avx512-vnni",
     multiple: int = 32,
+    points: int = 6,
     trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> list[Probe]:
@@ -71,7 +72,7 @@ def prepare(
     parts = block_parts(opened.load_model())
     width = inputs_of(parts[0].up)
     shared = parts[0].heads // parts[0].kv_heads
-    grid = probes_of(parts[0].kv_heads, parts[0].ffn, len(parts), multiple, shared)
+    grid = probes_of(parts[0].kv_heads, parts[0].ffn, len(parts), multiple, shared, points)
     with tempfile.TemporaryDirectory() as scratch, staging(target) as folder:
         source = as_directory(opened, Path(scratch) / "parent")
         for done, probe in enumerate(grid):
@@ -102,17 +103,17 @@ def prepare(
     return grid
 
 
-def probes_of(groups: int, neurons: int, layers: int, multiple: int, shared: int = 1) -> list[Probe]:
-    """The grid: one size varies while the other stays, and the full block at two depths.
+def probes_of(groups: int, neurons: int, layers: int, multiple: int, shared: int = 1, points: int = 6) -> list[Probe]:
+    """The grid: one size varies in ``points`` steps while the other stays, and the full block at two depths.
 
     >>> [(probe.layers, probe.heads, probe.neurons) for probe in probes_of(4, 128, 6, 32)]
     [(1, 4, 128), (3, 4, 128), (3, 1, 128), (3, 2, 128), (3, 3, 128), (3, 4, 32), (3, 4, 64), (3, 4, 96)]
     """
     deep = min(DEEP, layers)
-    head_steps = sorted({max(1, round(groups * part / 6)) for part in range(1, 6)} - {groups})
+    head_steps = sorted({max(1, round(groups * part / points)) for part in range(1, points)} - {groups})
     least = min(multiple, neurons)
     neuron_steps = sorted(
-        {max(least, round(neurons * part / 6 / least) * least) for part in range(1, 6)} | {least} - {neurons}
+        {max(least, round(neurons * part / points / least) * least) for part in range(1, points)} | {least} - {neurons}
     )
     grid = [(1, groups, neurons), (deep, groups, neurons)]
     grid += [(deep, heads, neurons) for heads in head_steps]

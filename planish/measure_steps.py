@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["compress_measured", "measure_latency"]
 
 Progress = Callable[[str, int, int], None]
-SECONDS_EACH = 6.0
+SECONDS_EACH = 5.0
 """Of measuring, for each bundle."""
 
 

@@ -26,8 +26,8 @@ def environment() -> dict[str, str]:
 
 
 def marks(page: Path) -> list[pytest.MarkDecorator]:
-    """GPTQ on a real model takes minutes, and test_gpt_journey runs the same commands: that page is for `make slow`."""
-    return [pytest.mark.slow] if page.name == "decoders.md" else []
+    """Pages that take minutes are for `make slow`; test_gpt_journey and test_shrink_journey run the same commands."""
+    return [pytest.mark.slow] if page.name in ("decoders.md", "shrinking.md") else []
 
 
 def is_install(block: str) -> bool:

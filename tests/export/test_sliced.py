@@ -71,7 +71,8 @@ def test_a_pruned_encoder_exports_in_both_dialects(family: str, task: str, tmp_p
     widths = {size for shape in shapes(made.path / "onnx" / "ort" / "model.onnx").values() for size in shape}
     assert neurons == [40, 16]
     assert {40, 16} <= widths
-    assert not widths & {64, 32}, "what was cut is in the graph"
+    gone = {64} if family == "mpnet" else {64, 32}  # MPNet sorts distances into 32 buckets
+    assert not widths & gone, "what was cut is in the graph"
     with load(small.path) as served:
         assert served.run(_inputs(served))
 

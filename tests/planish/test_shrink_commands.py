@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from planish import latency
+from planish import latency, measure_steps
 from planish.__main__ import main
 from planish.compress.latency_table import LatencyTable
 from planish.errors import CheckpointError, InputError
@@ -60,7 +60,9 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shrunk(classifier: Path, rows: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("out") / "small"
     arguments = ["compress", str(classifier), "-r", str(recipe), "-o", str(output), "--train", str(rows)]
-    assert main([*arguments, "--measure", "2x16", "--json"]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure_steps, "SECONDS_EACH", 0.3)
+        assert main([*arguments, "--measure", "2x16", "--json"]) == 0
     return output
 
 
@@ -144,7 +146,8 @@ def test_usage(
 
 def test_a_latency_table_is_measured_and_read(classifier: Path, tmp_path: Path) -> None:
     probes, table = tmp_path / "probes", tmp_path / "latency.json"
-    assert main(["latency", str(classifier), "--probes", str(probes), "-r", "int8-dynamic"]) == 0
+    with quiet():
+        latency.prepare(str(classifier), "int8-dynamic", probes, points=2)
     assert main(["latency", str(probes), "-o", str(table), "--shape", "1x16", "--seconds", "2"]) == 0
     read = LatencyTable.load(table)
     assert (read.batch, read.length, read.layers, read.recipe) == (1, 16, 2, "int8-dynamic")
