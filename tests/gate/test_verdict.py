@@ -112,13 +112,20 @@ def test_a_size_budget_is_kept(make_bundle: MakeBundle) -> None:
     [
         ({"task": "feature-extraction"}, "task"),
         ({"labels": ["positive", "negative"]}, "labels"),
-        ({"vocab_size": 99}, "vocab_size"),
         ({"problem_type": "multi_label_classification"}, "problem_type"),
     ],
 )
 def test_a_baseline_of_another_kind_is_refused(make_bundle: MakeBundle, fields: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
         gate(make_bundle("new"), make_bundle("old", **fields), latency=False)
+
+
+def test_tokens_may_be_fewer_where_texts_are_judged_as_a_whole(make_bundle: MakeBundle) -> None:
+    new, old = make_bundle("new"), make_bundle("old", vocab_size=99)
+    assert gate(new, old, texts=TEXTS * 4, latency=False).verdict == "pass"
+    tags, others = (make_bundle(name, "token-classification", vocab_size=size) for name, size in (("t", 98), ("o", 99)))
+    with pytest.raises(InputError, match="vocab_size"):
+        gate(tags, others, latency=False)
 
 
 def test_a_baseline_with_outputs_of_another_shape_is_refused(make_bundle: MakeBundle) -> None:
