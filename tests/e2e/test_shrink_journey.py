@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -97,16 +96,18 @@ def test_distillation_wins_back_what_pruning_cost(shipped: Path) -> None:
     assert abs(quality["int8-embedding"]["accuracy"] - quality["distill"]["accuracy"]) <= 0.03
 
 
-def test_the_bundle_answers(shipped: Path) -> None:
-    with load(shipped / "bundle") as model:
-        said = model.classify(["A wonderful, moving film.", "A dull and painful waste of time."])
-    assert [answer.label for answer in said] == ["positive", "negative"]
+def test_the_bundle_is_as_right_as_its_receipt_says(
+    shipped: Path, movie_sentences: dict[str, Rows], measure_accuracy: Callable[..., float]
+) -> None:
+    said = measure_accuracy(shipped / "bundle", movie_sentences["test"][:400])
+    receipt = json.loads((shipped / "checkpoint" / "planish.json").read_text())["receipts"][-1]
+    assert said == pytest.approx(receipt["after"]["quality"]["accuracy"], abs=0.1)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(5400)
 def test_the_whole_recipe_on_the_whole_model(
-    minilm: Path, movie_sentences: dict[str, Rows], tmp_path: Path, measure_accuracy: Callable[..., Any]
+    minilm: Path, movie_sentences: dict[str, Rows], tmp_path: Path, measure_accuracy: Callable[..., float]
 ) -> None:
     parent = train_sentiment(minilm, movie_sentences["train"], ROOT / ".cache" / "sentiment-minilm")
     files = {part: jsonl(tmp_path / f"{part}.jsonl", rows) for part, rows in movie_sentences.items()}
