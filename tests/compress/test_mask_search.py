@@ -46,7 +46,7 @@ def brute(modules: Sequence[Module], budget: float) -> float:
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 10_000), st.floats(0.35, 1.0), st.integers(1, 2))
+@given(st.integers(0, 10_000), st.floats(0.36, 1.0), st.integers(1, 2))  # 12 of 34 is the least there can be
 def test_a_diagonal_is_searched_exactly(seed: int, share: float, step: int) -> None:
     modules = [module(4, seed, 3, step=step, whole=False), module(5, seed + 1, 2, whole=False), module(3, seed + 2, 4)]
     modules[2] = Module(0, "heads", modules[2].diagonal, (1, 2, 3), lambda count: 4 * count)

@@ -25,7 +25,10 @@ passes:
 
 def test_shipped_recipes() -> None:
     assert recipes.names() == [
+        "encoder-small",
+        "encoder-tiny",
         "fp8",
+        "gpt-small",
         "int4",
         "int4-round",
         "int4-symmetric",
