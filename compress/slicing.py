@@ -165,9 +165,12 @@ def cut_vocabulary(bench: Bench, keep: Sequence[int]) -> None:
 
 
 def _cut_head_biases(model: Any, head: Any, rows: int, index: Tensor) -> None:
-    """A masked-language head keeps its bias twice, under two names that are one tensor."""
+    """A masked-language head keeps its bias twice, under two names that are one tensor; a block's are none of them."""
     cut: dict[int, nn.Parameter] = {}
+    inside = {id(module) for block in block_list(model) for module in block.modules()}
     for module in model.modules():
+        if id(module) in inside:
+            continue
         for name, parameter in list(module.named_parameters(recurse=False)):
             if parameter.ndim == 1 and len(parameter) == rows and name == "bias":
                 if id(parameter) not in cut:

@@ -121,6 +121,13 @@ def test_cut_tokens_leave_the_others_alone(kind: str, small_model: Callable[...,
     assert bench.vocabulary.tolist() == keep[::2]
 
 
+def test_neurons_as_many_as_tokens_keep_their_biases(small_model: Callable[..., Any]) -> None:
+    model = small_model("bert", "BertForMaskedLM", intermediate_size=512)
+    cut_vocabulary(Bench.of(model), range(0, 512, 2))
+    assert [part.up.bias.shape for part in block_parts(model)] == [(512,), (512,)]  # type: ignore[union-attr]
+    assert answer(model, torch.tensor([[5, 6, 7]])).shape == (1, 3, 256)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_cut_model_is_the_same_after_it_was_written(
     kind: str, small_checkpoint: Maker, tmp_path: Path, ids: torch.Tensor
