@@ -1,11 +1,10 @@
 """A device's latency table: what attention and feed-forward parts of a model cost there, by heads and neurons.
 
-The building blocks are measured where they run: in whole models of two depths, cut to the sizes of a grid, quantized
-by the recipe's passes and exported like any model. ``prepare`` makes these probes with torch; ``measure`` opens them
-with the runtime alone, in turns, so it also runs on the device. A block's cost is the difference between the two
-depths; what a part costs is the difference between two of its sizes. What neither changes (the products' start, norms)
-is given to attention, so only sums of the two mean something. The format is that of
-:mod:`planish.compress.latency_table`.
+The building blocks are measured where they run: in whole models of several depths, cut to the sizes of a grid,
+quantized by the recipe's passes and exported like any model. ``prepare`` makes these probes with torch; ``measure``
+opens them with the runtime alone, in turns, so it also runs on the device. One least-squares fit over all probes says
+what a part costs. What neither size changes (the products' start, norms) is given to attention, so only sums of the two
+mean something. The format is that of :mod:`planish.compress.latency_table`.
 """
 
 from __future__ import annotations
@@ -17,6 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from planish.errors import DataError, InputError
 from planish.outputs import check_output, replace_text, staging
 
@@ -25,7 +27,7 @@ __all__ = ["Probe", "measure", "prepare", "table_of"]
 Progress = Callable[[str, int, int], None]
 INDEX = "probes.json"
 DEEP = 3
-"""Blocks of a probe; the shallow ones have one."""
+"""Blocks of the probes that vary one size; those that tell blocks from the rest have one, and all."""
 LEAST_MS = 1e-4
 QUANTIZERS = ("int8-linear", "fp8-linear", "int8-embedding", "weight-only")
 
@@ -104,23 +106,25 @@ def prepare(
 
 
 def probes_of(groups: int, neurons: int, layers: int, multiple: int, shared: int = 1, points: int = 6) -> list[Probe]:
-    """The grid: one size varies in ``points`` steps while the other stays, and the full block at two depths.
+    """The grid: one size in ``points`` steps while the other stays; full, half and thinnest blocks at two depths.
 
-    >>> [(probe.layers, probe.heads, probe.neurons) for probe in probes_of(4, 128, 6, 32)]
-    [(1, 4, 128), (3, 4, 128), (3, 1, 128), (3, 2, 128), (3, 3, 128), (3, 4, 32), (3, 4, 64), (3, 4, 96)]
+    >>> [(probe.layers, probe.heads, probe.neurons) for probe in probes_of(2, 64, 6, 32)]
+    [(1, 2, 64), (1, 1, 32), (6, 2, 64), (6, 1, 32), (3, 1, 64), (3, 2, 32)]
     """
     deep = min(DEEP, layers)
-    head_steps = sorted({max(1, round(groups * part / points)) for part in range(1, points)} - {groups})
     least = min(multiple, neurons)
-    neuron_steps = sorted(
-        {max(least, round(neurons * part / points / least) * least) for part in range(1, points)} | {least} - {neurons}
-    )
-    grid = [(1, groups, neurons), (deep, groups, neurons)]
-    grid += [(deep, heads, neurons) for heads in head_steps]
-    grid += [(deep, groups, count) for count in neuron_steps if count < neurons]
+    head_steps = sorted({1, *(max(1, round(groups * part / points)) for part in range(1, points))} - {groups})
+    steps = {least, *(max(least, round(neurons * part / points / least) * least) for part in range(1, points))}
+    neuron_steps = [count for count in sorted(steps) if count < neurons]
+    corners = [(groups, neurons)]
+    if head_steps and neuron_steps:
+        corners += [(head_steps[len(head_steps) // 2], neuron_steps[len(neuron_steps) // 2])]
+        corners += [(head_steps[0], neuron_steps[0])]
+    grid = [(depth, *corner) for depth in (1, layers) for corner in corners]
+    grid += [(deep, heads, neurons) for heads in head_steps] + [(deep, groups, count) for count in neuron_steps]
     return [
         Probe(f"layers{depth}-heads{heads * shared}-neurons{count}", depth, heads * shared, count)
-        for depth, heads, count in grid
+        for depth, heads, count in dict.fromkeys(grid)
     ]
 
 
@@ -169,25 +173,36 @@ def measure(
 
 
 def table_of(probes: Sequence[Probe], times: Sequence[float], layers: int) -> dict[str, Any]:
-    """The part of the table that is measured, out of the milliseconds of each probe."""
-    took = {(probe.layers, probe.heads, probe.neurons): time for probe, time in zip(probes, times, strict=True)}
-    heads, neurons = max(probe.heads for probe in probes), max(probe.neurons for probe in probes)
-    deep = max(probe.layers for probe in probes)
-    full = took[deep, heads, neurons]
-    block = full if deep == 1 else (full - took[1, heads, neurons]) / (deep - 1)
-    base = 0.0 if deep == 1 else max(0.0, took[1, heads, neurons] - block)
-    by_neurons = {n: (time - full) / deep for (d, h, n), time in took.items() if d == deep and h == heads}
-    by_heads = {h: (time - full) / deep for (d, h, n), time in took.items() if d == deep and n == neurons}
-    # The feed-forward part is what grows with its neurons; a tenth of the thinnest block stands for the rest of it.
-    thin = 0.1 * max(block + min(by_neurons.values()), LEAST_MS)
-    ffn = {n: max(LEAST_MS, gap - min(by_neurons.values()) + thin) for n, gap in by_neurons.items()}
-    attention = {h: max(LEAST_MS, block - ffn[neurons] + gap) for h, gap in by_heads.items()}
+    """The part of the table that is measured, out of the milliseconds of each probe.
+
+    A probe takes ``base + its layers x (attention(heads) + ffn(neurons))``; least squares of the relative errors of all
+    probes at once, so that a noisy one moves the table by its share and no more.
+    """
+    heads, neurons = sorted({probe.heads for probe in probes}), sorted({probe.neurons for probe in probes})
+    design = np.zeros((len(probes), 1 + len(heads) + len(neurons)))
+    for row, probe in zip(design, probes, strict=True):
+        row[0] = 1.0
+        row[1 + heads.index(probe.heads)] = row[1 + len(heads) + neurons.index(probe.neurons)] = probe.layers
+    design /= np.asarray(times, dtype=np.float64)[:, None]
+    deep = {probe.layers for probe in probes}
+    found = _least_squares(design) if len(deep) > 1 else np.zeros(design.shape[1])
+    if found[0] <= 0.0:  # one depth cannot tell the base, and noise may make it negative
+        found = np.concatenate([[0.0], _least_squares(design[:, 1:])])
+    attention, ffn = found[1 : 1 + len(heads)], found[1 + len(heads) :]
+    # Only sums are known: the feed-forward part is what grows with its neurons, and a tenth of the thinnest block.
+    shift = ffn.min() - 0.1 * (attention.min() + ffn.min())
+    attention, ffn = (np.maximum(part, LEAST_MS) for part in (attention + shift, ffn - shift))
     return {
         "layers": layers,
-        "base_ms": round(base, 5),
-        "attention_ms": {"heads": sorted(attention), "ms": [round(attention[h], 5) for h in sorted(attention)]},
-        "ffn_ms": {"neurons": sorted(ffn), "ms": [round(ffn[n], 5) for n in sorted(ffn)]},
+        "base_ms": round(float(found[0]), 5),
+        "attention_ms": {"heads": heads, "ms": [round(float(one), 5) for one in attention]},
+        "ffn_ms": {"neurons": neurons, "ms": [round(float(one), 5) for one in ffn]},
     }
+
+
+def _least_squares(design: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The shortest solution that brings every row nearest to 1."""
+    return np.asarray(np.linalg.lstsq(design, np.ones(len(design)), rcond=None)[0], dtype=np.float64)
 
 
 def read_index(folder: Path) -> tuple[dict[str, Any], list[Probe]]:

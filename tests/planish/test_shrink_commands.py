@@ -170,6 +170,23 @@ def test_the_table_adds_up_for_times_that_are_linear() -> None:
             assert attention[heads] + ffn[neurons] == pytest.approx(1 + heads / 4 + neurons / 64, abs=1e-3)
 
 
+def test_a_noisy_probe_moves_the_table_by_its_share() -> None:
+    """The least probe 20 % too slow: extrapolating from it alone, six blocks would be off by as much again."""
+    probes = latency.probes_of(8, 256, 6, 32)
+    times = [2 + probe.layers * (1 + probe.heads / 4 + probe.neurons / 64) for probe in probes]
+    times[0] *= 1.2
+    made = latency.table_of(probes, times, 6)
+    whole = made["base_ms"] + 6 * (made["attention_ms"]["ms"][-1] + made["ffn_ms"]["ms"][-1])
+    assert whole == pytest.approx(2 + 6 * (1 + 2 + 4), rel=0.05)
+
+
+def test_probes_of_one_depth_have_no_base() -> None:
+    probes = [latency.Probe(f"p{n}", 1, 4, n) for n in (32, 64)]
+    made = latency.table_of(probes, [2.0, 3.0], 1)
+    assert made["base_ms"] == 0
+    assert made["attention_ms"]["ms"][0] + made["ffn_ms"]["ms"][1] == pytest.approx(3.0, abs=1e-4)
+
+
 def test_probes_that_are_not_ours_are_refused(tmp_path: Path) -> None:
     (tmp_path / "probes.json").write_text('{"probes": [{"name": "../x", "layers": 1, "heads": 1, "neurons": 1}]}')
     with pytest.raises(InputError, match="probes"):
