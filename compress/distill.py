@@ -18,6 +18,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from planish.compress.augment import TASKS, Augment
 from planish.compress.bench import Bench, Context
 from planish.compress.distill_loop import accelerator_of
 from planish.compress.distill_objective import Weights
@@ -44,7 +45,8 @@ class Distill(Pass):
     ``layer_map``: see ``observed.pair_layers``. ``teacher``: a checkpoint, null = the parent. ``top_k``: of a decoder's
     teacher keep the likeliest tokens only, on disk. ``evaluate_every`` counts steps, null = each epoch; ``patience``
     evaluations without a better one end the training. ``freeze``: patterns of parameters that stay. ``dropout``
-    replaces the student's own while it trains. ``tracker``: one that accelerate knows, such as trackio or mlflow.
+    replaces the student's own while it trains. ``augment``: the teacher is asked about altered texts, see
+    :class:`planish.compress.augment.Augment`. ``tracker``: one that accelerate knows, such as trackio or mlflow.
     """
 
     name: ClassVar[str] = "distill"
@@ -73,6 +75,7 @@ class Distill(Pass):
     patience: Annotated[int, Field(ge=1)] | None = None
     freeze: list[str] = field(default_factory=list)
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    augment: Augment | None = None
     tracker: str | None = None
 
     def apply(self, bench: Bench, context: Context) -> Bench:
@@ -116,6 +119,11 @@ class Distill(Pass):
             raise RecipeError(
                 "labels in the training data, since weights.labels is not 0", "none", "label it, or set labels: 0"
             )
+        if self.augment is not None and examples.task not in TASKS:
+            raise RecipeError(f"augment for {' or '.join(TASKS)}", f"a model for {examples.task}", "leave augment out")
+        if self.augment is not None and self.weights.labels:
+            got = f"labels {self.weights.labels:g}"
+            raise RecipeError("weights.labels 0 with augment, whose texts have no labels", got, "set labels: 0")
         if self.top_k is not None and examples.task != "text-generation":
             raise RecipeError("top_k for decoders only", f"a model for {examples.task}", "leave top_k out")
         if self.top_k is not None and (self.weights.hidden or self.weights.relations):

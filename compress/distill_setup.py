@@ -112,12 +112,17 @@ class Setup:
         return bool(weights.logits or weights.hidden or weights.relations)
 
     def _batches(self, epoch: int) -> Sequence[Batch]:
-        return self.examples.batches("train", self.step.batch_size, seed=self.context.seed, epoch=epoch)
+        size, augment, seed = self.step.batch_size, self.step.augment, self.context.seed
+        if augment is not None:
+            return self.examples.altered_batches(size, augment, seed=seed, epoch=epoch)
+        return self.examples.batches("train", size, seed=seed, epoch=epoch)
 
     def _cache(self) -> TeacherCache | None:
         """The teacher's targets, computed once: always where the recipe keeps the top k, else where it saves time."""
         objective = self.objective
         if not (objective.weights.logits and objective.from_logits_alone) or objective.goal == "masked":
+            return None
+        if self.step.augment is not None:  # a text is seen once
             return None
         if objective.top_k is None and (objective.goal == "tokens" or self.steps <= self.per_epoch):
             return None
@@ -193,6 +198,7 @@ def _attached(fakes: FakeQuantization | None) -> Iterator[None]:
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings as trackers take them: one level, plain values."""
-    nested = {f"weights.{name}": value for name, value in settings["weights"].items()}
+    groups = [(name, part) for name, part in settings.items() if isinstance(part, dict)]
+    nested = {f"{name}.{key}": value for name, part in groups for key, value in part.items()}
     flat = {name: value for name, value in settings.items() if isinstance(value, (int, float, str, bool))}
     return {**flat, **nested}

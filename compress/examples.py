@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from planish.compress.augment import Augment
 from planish.compress.encode_examples import IGNORED, Encoder, Example
 from planish.compress.example_checks import check_parts
 from planish.compress.example_sources import load, passages, token_examples
@@ -39,11 +40,12 @@ SELF_LABELLED = ("fill-mask", "text-generation")
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What batches need of the tokenizer: ids for padding and masking, all ids, and a digest of the table."""
+    """What batches need of the tokenizer: ids for padding and masking, all others, and a digest of the table."""
 
     padding: int
     mask: int | None
     ordinary: tuple[int, ...]
+    special: frozenset[int]
     digest: str
     names: tuple[str, ...]
 
@@ -61,6 +63,7 @@ class Vocabulary:
             padding=int(padding or 0),
             mask=tokenizer.mask_token_id,
             ordinary=tuple(number for number in named if number not in special),
+            special=frozenset(special),
             digest="sha256:" + digest.hexdigest(),
             names=tuple(named.get(number, "") for number in range(max(named, default=-1) + 1)),
         )
@@ -122,12 +125,14 @@ class Examples:
         count = len(self._parts[part])
         if seed is None:
             return [self.batch(part, range(i, min(i + size, count)), epoch) for i in range(0, count, size)]
-        generator = torch.Generator().manual_seed(_mixed(seed, epoch))
-        order = torch.randperm(count, generator=generator).tolist()
         lengths = [len(example.ids) for example in self._parts[part]]
-        pools = [sorted(order[i : i + size * _POOL], key=lengths.__getitem__) for i in range(0, count, size * _POOL)]
-        groups = [pool[i : i + size] for pool in pools for i in range(0, len(pool), size)]
-        return [self.batch(part, groups[n], epoch) for n in torch.randperm(len(groups), generator=generator).tolist()]
+        return [self.batch(part, group, epoch) for group in _grouped(lengths, size, seed, epoch)]
+
+    def altered_batches(self, size: int, augment: Augment, *, seed: int, epoch: int = 0) -> list[Batch]:
+        """As :meth:`batches` of the training part, of texts altered anew in each epoch; without labels."""
+        rows = augment.altered(self._parts["train"], self._vocabulary.special, seed, epoch)
+        groups = _grouped([len(row.ids) for row in rows], size, seed, epoch)
+        return [self._padded([rows[number] for number in group]) for group in groups]
 
     def batch(self, part: Part, chosen: Sequence[int], epoch: int = 0) -> Batch:
         """The examples by these numbers as one batch."""
@@ -138,15 +143,19 @@ class Examples:
             ids, targets = [pair[0] for pair in masked], [pair[1] for pair in masked]
         elif self.task == "text-generation":
             targets = list(ids)
+        known = [target for target in targets if target is not None]
+        batch = self._padded([replace(row, ids=own) for row, own in zip(rows, ids, strict=True)])
+        return batch | (self._targets(known) if known else {})
+
+    def _padded(self, rows: Sequence[Example]) -> Batch:
+        """What the model reads, without labels."""
+        ids = [row.ids for row in rows]
         batch = {
             "input_ids": pad_sequence(ids, batch_first=True, padding_value=self._vocabulary.padding),
             "attention_mask": pad_sequence([torch.ones_like(one) for one in ids], batch_first=True),
         }
         types = [row.types for row in rows if row.types is not None]
-        if types:
-            batch["token_type_ids"] = pad_sequence(types, batch_first=True)
-        known = [target for target in targets if target is not None]
-        return batch | (self._targets(known) if known else {})
+        return batch | ({"token_type_ids": pad_sequence(types, batch_first=True)} if types else {})
 
     def _targets(self, labels: list[Tensor]) -> Batch:
         if self.task == "question-answering":
@@ -251,6 +260,15 @@ def _check_paths(data: Data, folder: Path) -> None:
         if one == other:
             fix = "name another file as data.validation, or leave it out to hold out a share of data.train"
             raise DataError("validation data the model is not trained on", f"{one} as both", fix)
+
+
+def _grouped(lengths: Sequence[int], size: int, seed: int, epoch: int) -> list[list[int]]:
+    """Numbers of the examples of each batch, shuffled, those of like length together."""
+    generator = torch.Generator().manual_seed(_mixed(seed, epoch))
+    order, pool = torch.randperm(len(lengths), generator=generator).tolist(), size * _POOL
+    pools = [sorted(order[i : i + pool], key=lengths.__getitem__) for i in range(0, len(order), pool)]
+    groups = [pool[i : i + size] for pool in pools for i in range(0, len(pool), size)]
+    return [groups[number] for number in torch.randperm(len(groups), generator=generator).tolist()]
 
 
 def _mixed(seed: int, epoch: int) -> int:

@@ -78,6 +78,21 @@ def test_distilled_beats_undistilled(workshop: Workshop, weights: dict[str, floa
     assert not any(p.requires_grad or p.grad is not None for p in workshop.bench.model.parameters())
 
 
+def test_altered_texts_bring_the_student_nearer_than_the_same_few_again(
+    parent: Path, data: Data, tmp_path: Path, keep_the_last: None
+) -> None:
+    """Of 32 texts a student learns their answers; of ever new ones made from them, how its teacher answers."""
+    few = Data(train=str(write_rows(tmp_path / "few.jsonl", 32, 3)), validation=data.validation, max_length=32)
+    apart = {}
+    for name, augment in (("same", None), ("altered", {"splice": 0.7, "replace": 0.3})):
+        workshop = Workshop(parent, few, tmp_path / name)
+        teacher = Reference.of(workshop.source.load_model(), workshop.examples())
+        cut_down(workshop)
+        workshop.run({**QUICK, "steps": 100, "augment": augment})
+        apart[name] = teacher.compare(workshop.bench.model, workshop.examples())["kl"]
+    assert apart["altered"] < 0.8 * apart["same"], apart
+
+
 @pytest.mark.parametrize("width", [None, 48])
 def test_hidden_states_come_nearer(width: int | None, workshop: Workshop) -> None:
     """The parent's own states are at distance 0; a narrower student starts from the best linear map to them."""
@@ -255,6 +270,9 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "freeze all": ({"freeze": ["*"]}, RecipeError, "something left to train"),
     "include": ({"include": ["*"]}, RecipeError, "name what is to stay in freeze"),
     "top_k": ({"top_k": 4}, RecipeError, "top_k for decoders only"),
+    "augment and labels": ({"augment": {}, "weights": {"labels": 1.0}}, RecipeError, "weights.labels 0 with augment"),
+    "augment by nothing": ({"augment": {"splice": 0.0, "replace": 0.0}}, RecipeError, "splice or replace above 0"),
+    "unknown alteration": ({"augment": {"mix": 0.5}}, RecipeError, "augment.mix"),
     "tracker": ({"tracker": "trackoi"}, RecipeError, "did you mean 'trackio'"),
     "tracker missing": ({"tracker": "dvclive"}, RecipeError, "pip install dvclive"),
     "teacher": ({"teacher": "no/where/at-all"}, CheckpointError, "no/where/at-all"),

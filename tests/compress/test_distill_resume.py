@@ -46,7 +46,7 @@ shop.run(settings, *later, progress=progress)
 QUICK: dict[str, Any] = {"steps": 9, "batch_size": 16, "learning_rate": 2e-3, "evaluate_every": 4}
 INT8 = [{"pass": "int8-linear", "activations": "static", "smoothing": 0.5}, {"pass": "int8-embedding"}]
 CASES: dict[str, dict[str, Any]] = {
-    # dropout draws random numbers, a projection is trained, inputs have moving ranges;
+    # dropout and altered texts draw random numbers, a projection is trained, inputs have moving ranges;
     # 40 examples in batches of 16, two a step, are two steps an epoch
     "encoder": {
         "settings": {
@@ -54,6 +54,7 @@ CASES: dict[str, dict[str, Any]] = {
             "accumulate": 2,
             "dropout": 0.2,
             "weights": {"hidden": 1.0},
+            "augment": {},
             "quantization_aware": True,
         },
         "later": INT8,
