@@ -1,11 +1,12 @@
 """What a recipe makes of the sentiment MiniLM, over several seeds: bytes, latency and accuracy against its parent.
 
-    python benchmarks/encoder_small.py PARENT --data DIRECTORY --recipe encoder-small --seeds 3 -o RESULTS
+    python benchmarks/encoder_small.py PARENT [PARENT...] --data DIRECTORY --recipe encoder-small --seeds 3 -o RESULTS
 
-PARENT is a text classifier; DIRECTORY holds ``train.jsonl``, ``validation.jsonl`` and ``test.jsonl`` with its labels.
-For each seed the whole recipe runs, the bundle is exported, and the test sentences are classified by the runtime. Then
-all bundles and the parent's float32 bundle take turns at the shape. Results go into RESULTS/results.json as they come;
-a seed that is there already is not run again.
+PARENT is a text classifier, one for all seeds or one for each (fine-tuned with seeds of its own, since what one parent
+gets right by luck no student keeps); DIRECTORY holds ``train.jsonl``, ``validation.jsonl`` and ``test.jsonl`` with its
+labels. For each seed the whole recipe runs, the bundle is exported, and the test sentences are classified by the
+runtime. Then all bundles and the first parent's float32 bundle take turns at the shape. Results go into
+RESULTS/results.json as they come; a seed that is there already is not run again.
 """
 
 from __future__ import annotations
@@ -50,10 +51,14 @@ def run(parent: Path, data: Path, recipe: str, seed: int, folder: Path) -> dict[
     spent = {"cpu_seconds": round(cpu() - before, 1), "wall_seconds": round(time.perf_counter() - start, 1)}
     planish.export.export(checkpoint, bundle, dialects=("ort",))
     last = made.receipts[-1]["after"]
+    origin = folder / f"parent-{seed}"
+    if not origin.is_dir():
+        planish.export.export(parent, origin, dialects=("ort",))
     return {
         "seed": seed,
         **spent,
         "accuracy": accuracy(bundle, data / "test.jsonl"),
+        "parent_accuracy": accuracy(origin, data / "test.jsonl"),
         "onnx_bytes": bundle_bytes(bundle),
         "bytes": last["bytes"],
         "parameters": last["parameters"],
@@ -70,7 +75,7 @@ def cpu() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parent", type=Path)
+    parser.add_argument("parents", type=Path, nargs="+")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--recipe", default="encoder-small")
     parser.add_argument("--seeds", type=int, default=3)
@@ -80,25 +85,27 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     given = parser.parse_args()
     given.output.mkdir(exist_ok=True)
+    if len(given.parents) not in (1, given.seeds):
+        parser.error(f"{len(given.parents)} parents for {given.seeds} seeds: give one, or one for each")
     seeds = range(given.seeds) if given.only is None else [given.only]
     results: list[dict[str, Any]] = []
     for seed in seeds:
         file = given.output / f"seed-{seed}.json"
         if not file.is_file():
-            file.write_text(json.dumps(run(given.parent, given.data, given.recipe, seed, given.output), indent=1))
+            parent = given.parents[seed % len(given.parents)]
+            found = run(parent, given.data, given.recipe, seed, given.output)
+            file.write_text(json.dumps(found, indent=1))
         results.append(json.loads(file.read_text()))
         print(json.dumps({key: value for key, value in results[-1].items() if key != "passes"}), flush=True)
     if given.only is not None:
         return
-    parent = given.output / "parent"
-    if not parent.is_dir():
-        planish.export.export(given.parent, parent, dialects=("ort",))
-    bundles = [parent, *(given.output / f"bundle-{result['seed']}" for result in results)]
+    first = given.output / "parent-0"
+    bundles = [first, *(given.output / f"bundle-{result['seed']}" for result in results)]
     report = planish.gate.bench(bundles, shapes=[tuple(given.shape)], seconds=given.seconds, threads=1, memory=False)
-    base, whole = accuracy(parent, given.data / "test.jsonl"), bundle_bytes(parent)
-    losses = [100 * (base - result["accuracy"]) for result in results]
+    whole = bundle_bytes(first)
+    losses = [100 * (result["parent_accuracy"] - result["accuracy"]) for result in results]
     summary = {
-        "parent": {"accuracy": base, "onnx_bytes": whole},
+        "parent_onnx_bytes": whole,
         "share_of_bytes": [round(result["onnx_bytes"] / whole, 4) for result in results],
         "speed": [
             {"cpu": round(1 / ratio.median_ratio.estimate, 3), "wall": round(1 / ratio.wall_ratio.estimate, 3)}

@@ -19,14 +19,17 @@ Rows = list[tuple[str, int]]
 
 
 def train_sentiment(
-    minilm: Path, rows: Rows, output: Path, *, epochs: int = 2, batch: int = 32, rate: float = 1e-4
+    minilm: Path, rows: Rows, output: Path, *, epochs: int = 2, batch: int = 32, rate: float = 1e-4, seed: int = 0
 ) -> Path:
-    """Fine-tune on ``rows`` (text, 0 or 1) and save a checkpoint with labels negative/positive to ``output``."""
+    """Fine-tune on ``rows`` (text, 0 or 1) and save a checkpoint with labels negative/positive to ``output``.
+
+    ``seed`` is of the head's first weights, dropout and the order of the rows.
+    """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_linear_schedule_with_warmup
 
     if (output / "config.json").is_file():
         return output
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     labels = {0: "negative", 1: "positive"}
     model = AutoModelForSequenceClassification.from_pretrained(
         minilm, num_labels=2, id2label=labels, label2id={name: number for number, name in labels.items()}
@@ -37,7 +40,7 @@ def train_sentiment(
     schedule = get_linear_schedule_with_warmup(optimizer, steps // 10, steps)
     model.train()
     for epoch in range(epochs):
-        for texts, targets in batches(rows, batch, seed=epoch):
+        for texts, targets in batches(rows, batch, seed=seed * epochs + epoch):
             inputs = tokenizer(texts, truncation=True, max_length=64, padding=True, return_tensors="pt")
             model(**inputs, labels=targets).loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -35,7 +35,8 @@ def test_framed_without_labels_and_of_known_tokens(
         assert set(row.ids.tolist()) <= known | {CLS, SEP}
         assert 2 <= len(row.ids) <= longest
         assert row.label is None
-        assert row.types is not None and len(row.types) == len(row.ids)
+        assert row.types is not None
+        assert len(row.types) == len(row.ids)
     again = Augment(splice=splice, replace=share).altered(rows, SPECIAL, 7, epoch)
     assert all(torch.equal(one.ids, other.ids) for one, other in zip(made, again, strict=True))
 
