@@ -192,7 +192,8 @@ def interleaved(
     sessions: dict[str, Any], feeds: dict[str, Any], rounds: int, clock: Callable[[], float]
 ) -> dict[str, Any]:
     """Median over rounds of first / each."""
-    rng, taken = np.random.default_rng(0), {name: [] for name in sessions}
+    rng = np.random.default_rng(0)
+    taken: dict[str, list[float]] = {name: [] for name in sessions}
     for turn in range(rounds + 1):
         for name in rng.permutation(list(sessions)):
             sessions[name].run(None, feeds)  # untimed: the other session's cache lines leave

@@ -32,7 +32,7 @@ def perplexity(checkpoint: Path, windows: int, length: int) -> dict[str, float]:
     quantized = "quantization_config" in json.loads((checkpoint / "config.json").read_text())
     model = load(checkpoint) if quantized else open_checkpoint(checkpoint).load_model()
     total, count, characters = 0.0, 0, 0
-    for window in torch.tensor(ids).split(length):
+    for window in torch.split(torch.tensor(ids), length):
         logits = model(input_ids=window[None], use_cache=False).logits[0, :-1]
         total += float(cross_entropy(logits, window[1:], reduction="sum"))
         count += len(window) - 1
