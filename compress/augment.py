@@ -22,8 +22,8 @@ from planish.errors import RecipeError
 
 __all__ = ["TASKS", "Augment"]
 
-TASKS = ("text-classification", "feature-extraction")
-"""Where a text is judged as a whole; in other tasks parts of it have a meaning that splicing destroys."""
+TASKS = ("text-classification", "token-classification", "feature-extraction")
+"""Where any text has an answer; a question and its context must fit, and masks and next words are drawn from texts."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -113,10 +113,10 @@ TASKS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"num_labels": 3, "problem_type": "multi_label_classification"},
         {"weights": {"labels": 0.5}},
     ),
-    "tags": ("BertForTokenClassification", {"num_labels": 3}, {"weights": {"hidden": 0.5}}),
+    "tags": ("BertForTokenClassification", {"num_labels": 3}, {"weights": {"hidden": 0.5}, "augment": {}}),
     "answers": ("BertForQuestionAnswering", {}, {"weights": {"relations": 0.5}}),
     "masked": ("BertForMaskedLM", {}, {"weights": {"labels": 0.5}}),
-    "vectors": ("BertModel", {}, {}),
+    "vectors": ("BertModel", {}, {"augment": {}}),
     "narrow vectors": ("BertModel", {"cut": 48}, {"weights": {"hidden": 1.0}}),
 }
 ROWS: dict[str, Callable[[str], dict[str, Any]]] = {
@@ -295,6 +295,16 @@ def test_teachers_that_do_not_fit(workshop: Workshop, small_checkpoint: Maker, t
         workshop.run({"steps": 1, "teacher": str(other)})
     with pytest.raises(CheckpointError, match=r"a teacher for text-classification.* for fill-mask"):
         workshop.run({"steps": 1, "teacher": str(small_checkpoint("bert", "BertForMaskedLM"))})
+
+
+def test_a_question_is_not_altered(small_checkpoint: Maker, tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    rows = [{"question": "who?", "context": f"the {word}", "answers": [word]} for word in ("whale", "ship", "sea")]
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    parent = small_checkpoint("bert", "BertForQuestionAnswering")
+    workshop = Workshop(parent, Data(train=str(path), holdout=0.4, max_length=32), tmp_path / "out")
+    with pytest.raises(RecipeError, match="augment for .*, got a model for question-answering"):
+        workshop.run({"steps": 1, "augment": {}})
 
 
 def test_another_teacher(workshop: Workshop, small_checkpoint: Maker) -> None:
