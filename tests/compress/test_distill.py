@@ -303,7 +303,7 @@ def test_a_question_is_not_altered(small_checkpoint: Maker, tmp_path: Path) -> N
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     parent = small_checkpoint("bert", "BertForQuestionAnswering")
     workshop = Workshop(parent, Data(train=str(path), holdout=0.4, max_length=32), tmp_path / "out")
-    with pytest.raises(RecipeError, match="augment for .*, got a model for question-answering"):
+    with pytest.raises(RecipeError, match=r"augment for .*, got a model for question-answering"):
         workshop.run({"steps": 1, "augment": {}})
 
 
