@@ -1,8 +1,8 @@
 """Texts nobody wrote, for the teacher to judge: spliced of two training texts, some of their tokens exchanged.
 
-On the texts it was trained on a teacher says little but their labels; how it would answer elsewhere is what a student is
-to learn. Asked about many altered texts, each seen once, a small student follows its teacher further than on the same
-texts over and over (Beyer et al., "Knowledge distillation: A good teacher is patient and consistent", 2022, who mix
+On the texts it was trained on a teacher says little but their labels; a student is to learn how it answers elsewhere.
+Asked about many altered texts, each seen once, a small student follows its teacher further than on the same texts over
+and over (Beyer et al., "Knowledge distillation: A good teacher is patient and consistent", 2022, who mix
 images; exchanging tokens: Jiao et al., "TinyBERT", 2020). Altered texts have no labels, so only the teacher counts.
 """
 

@@ -120,7 +120,9 @@ class Distill(Pass):
                 "labels in the training data, since weights.labels is not 0", "none", "label it, or set labels: 0"
             )
         if self.augment is not None and examples.task not in TASKS:
-            raise RecipeError(f"augment for {', '.join(TASKS)} only", f"a model for {examples.task}", "leave augment out")
+            raise RecipeError(
+                f"augment for {', '.join(TASKS)} only", f"a model for {examples.task}", "leave augment out"
+            )
         if self.augment is not None and self.weights.labels:
             got = f"labels {self.weights.labels:g}"
             raise RecipeError("weights.labels 0 with augment, whose texts have no labels", got, "set labels: 0")

@@ -59,6 +59,7 @@ class GateReport:
         metrics: task metrics of both sides (with labels), or their perplexities.
         failures: every sample a side failed on.
         environment: ``{"before": {...}, "after": {...}}`` the latency was measured in.
+        samples: what both sides said, sample by sample (`planish.gate.sample_lines`); not part of the JSON.
     """
 
     verdict: Verdict
@@ -74,6 +75,7 @@ class GateReport:
     environment: Mapping[str, Any]
     seed: int
     seconds: float
+    samples: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def exit_code(self) -> int:

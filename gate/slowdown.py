@@ -99,6 +99,7 @@ class Comparison:
         median_seconds: one unit of work: candidate and baseline, CPU and wall.
         median_ratio, wall_ratio: ratios of medians with paired bootstrap intervals: judged time, wall clock.
         lost: pairs thrown away because a clock stood still or ran backwards.
+        timings: all pairs, as they were measured; not part of the JSON.
     """
 
     name: str
@@ -114,6 +115,7 @@ class Comparison:
     median_seconds: Mapping[str, float]
     median_ratio: Interval
     wall_ratio: Interval
+    timings: Pairs = field(default_factory=Pairs)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -189,6 +191,7 @@ def decide(name: str, pairs: Pairs, plan: Plan) -> Comparison:
         },
         median_ratio=ratio_of_medians(candidate, baseline, seed=plan.seed) if len(logs) else UNKNOWN,
         wall_ratio=ratio_of_medians(*wall, seed=plan.seed) if len(wall[0]) else UNKNOWN,
+        timings=pairs,
     )
 
 

@@ -43,6 +43,7 @@ from planish.gate.metrics import Measured, accuracy, answer_token_f1, exact_matc
 from planish.gate.outputs import Failure, Outputs, collect, label_list
 from planish.gate.paired import estimate, exact_p, log_ratio, paired_loss
 from planish.gate.report import GateReport, Pair, Side
+from planish.gate.sample_lines import said_of_samples, said_of_windows
 from planish.gate.slowdown import Comparison, Plan, judge_latency
 from planish.gate.workloads import GATE_SHAPES, Shape, probes, shapes_for
 from planish.runtime.loader import load
@@ -135,6 +136,7 @@ def gate(
         environment={"before": before, "after": environment()},
         seed=seed,
         seconds=time.perf_counter() - begun,
+        samples=session.said,
     )
 
 
@@ -151,11 +153,13 @@ class Session:
         self.metrics: list[Pair] = []
         self.latency: list[Comparison] = []
         self.failures: list[Failure] = []
+        self.said: tuple[dict[str, Any], ...] = ()
 
     def judge(self) -> None:
         """Tasks with an answer for each sample."""
         said = collect(self.new, self.samples, "candidate", self.progress)
         before = collect(self.old, self.samples, "baseline", self.progress)
+        self.said = said_of_samples(self.samples, said, before, self.new.manifest.labels or (), self.task)
         self.failures += [*said.failures, *before.failures]
         self.checks.append(failure_check(self.failures, len(self.samples.samples)))
         if self.samples.labelled:
@@ -206,6 +210,7 @@ class Session:
         """Perplexity, next-token agreement and divergence on the texts."""
         texts = [sample.text for sample in self.samples.samples]
         found = compare_likelihood(self.new, self.old, texts, max_tokens=max_tokens, progress=self.progress)
+        self.said = said_of_windows(found)
         self.failures += found.failures
         self.checks.append(failure_check(self.failures, found.candidate.n + len(found.failures)))
         if found.candidate.n:

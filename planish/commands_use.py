@@ -11,6 +11,7 @@ import click
 from planish import say
 from planish.errors import InputError
 from planish.options import json_option, seconds_option, shape_of, threads_option
+from planish.report_files import check_reports, report_options, write_reports
 
 __all__ = ["bench", "gate", "run"]
 
@@ -132,6 +133,7 @@ def bench(
 @seconds_option(60.0, "Time the latency comparison may take.")
 @device_option
 @threads_option
+@report_options
 @json_option
 def gate(
     bundle: Path,
@@ -143,10 +145,12 @@ def gate(
     device: str,
     threads: int | None,
     as_json: bool,
+    **files: Path | None,
 ) -> int:
     """Compare BUNDLE with a baseline: exit 0 pass, 1 regress, 3 inconclusive."""
     from planish import gate as half
 
+    check_reports(files)
     with say.progress_bar(quiet=as_json) as progress:
         report = half.gate(
             bundle,
@@ -159,5 +163,6 @@ def gate(
             threads=threads,
             progress=progress,
         )
+    write_reports(report, files)
     say.answer({"gate": report.to_json(), "exit_code": report.exit_code}, as_json=as_json, lines=[report.to_markdown()])
     return report.exit_code
