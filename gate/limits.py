@@ -25,10 +25,12 @@ AGREEMENT = {
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of the gate; ``None`` switches a check off, except ``min_agreement``, whose default depends on the task.
+    """Limits of the gate; ``None`` switches a check off, except where it says what it stands for.
 
     Attributes:
         max_loss_points: largest loss of the task metric, in points (hundredths). 0.5.
+        max_slice_loss_points: largest loss on a slice of the labelled data (`planish.gate.slices`), in points. None:
+            four times ``max_loss_points``.
         rule: what a pass takes, ``"point"`` (default) or ``"interval"``; see `planish.gate.checks`.
         min_agreement: least share of answers equal to the parent's. None: the task's default without labels; with
             labels agreement is reported only, for the labels are the better judge.
@@ -45,6 +47,7 @@ class Limits:
     """
 
     max_loss_points: float = 0.5
+    max_slice_loss_points: float | None = None
     rule: Rule = "point"
     min_agreement: float | None = None
     min_cosine_mean: float | None = 0.995
@@ -61,6 +64,7 @@ class Limits:
             raise InputError("rule point or interval", repr(self.rule), 'write rule="point"')
         for name, low, high in (
             ("max_loss_points", 0.0, 100.0),
+            ("max_slice_loss_points", 0.0, 100.0),
             ("min_agreement", 0.0, 1.0),
             ("min_cosine_mean", -1.0, 1.0),
             ("min_cosine_min", -1.0, 1.0),
@@ -74,6 +78,11 @@ class Limits:
             value = getattr(self, name)
             if value is not None and not (is_number(value) and low <= value <= high):
                 raise InputError(f"{name} from {low:g} to {high:g}", repr(value), f"change {name}")
+
+    @property
+    def slice_margin(self) -> float:
+        """The loss a slice may have, in points."""
+        return 4 * self.max_loss_points if self.max_slice_loss_points is None else self.max_slice_loss_points
 
     @property
     def latency_limit(self) -> float | None:

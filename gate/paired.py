@@ -23,23 +23,23 @@ Floats = NDArray[np.float64]
 LEAST_SAMPLES = 20
 
 
-def paired_loss(candidate: Measured, baseline: Measured, *, seed: int = 0) -> Interval:
+def paired_loss(candidate: Measured, baseline: Measured, *, seed: int = 0, confidence: float = 0.95) -> Interval:
     """Baseline minus candidate in points (hundredths), on the same samples; positive is worse.
 
     The metric is one in which higher is better and 1 is perfect.
     """
     if candidate.binary:
         found = mcnemar(candidate.rows[:, 0], baseline.rows[:, 0])
-        return tango_interval(found.lost, found.gained, found.n).map(points)
+        return tango_interval(found.lost, found.gained, found.n, confidence).map(points)
     if np.array_equal(candidate.rows, baseline.rows):
-        return tango_interval(0, 0, candidate.n).map(points)
+        return tango_interval(0, 0, candidate.n, confidence).map(points)
     width = candidate.rows.shape[1]
 
     def loss(sums: Floats) -> Floats:
         return baseline.aggregate(sums[..., width:]) - candidate.aggregate(sums[..., :width])
 
-    interval = bootstrap(np.concatenate([candidate.rows, baseline.rows], axis=1), loss, seed=seed)
-    return enough(interval, candidate.n).map(points)
+    rows = np.concatenate([candidate.rows, baseline.rows], axis=1)
+    return enough(bootstrap(rows, loss, seed=seed, confidence=confidence), candidate.n).map(points)
 
 
 def exact_p(candidate: Measured, baseline: Measured) -> float | None:

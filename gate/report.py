@@ -9,12 +9,14 @@ from typing import Any
 from planish.gate.checks import Check, Verdict
 from planish.gate.limits import Limits
 from planish.gate.outputs import Failure
+from planish.gate.slices import SliceLoss
 from planish.gate.slowdown import Comparison
 from planish.gate.statistics import Interval, finite_or_none
 
 __all__ = ["GateReport", "Pair", "Side"]
 
 SHOWN_FAILURES = 10
+SHOWN_SLICES = 8
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class GateReport:
         metrics: task metrics of both sides (with labels), or their perplexities.
         failures: every sample a side failed on.
         environment: ``{"before": {...}, "after": {...}}`` the latency was measured in.
+        slices: the loss on parts of the labelled data, the largest first.
         samples: what both sides said, sample by sample (`planish.gate.sample_lines`); not part of the JSON.
     """
 
@@ -76,6 +79,7 @@ class GateReport:
     seed: int
     seconds: float
     samples: tuple[Mapping[str, Any], ...] = ()
+    slices: tuple[SliceLoss, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -98,6 +102,7 @@ class GateReport:
             "baseline": side_json(self.baseline),
             "checks": [check.to_json() for check in self.checks],
             "metrics": [pair.to_json() for pair in self.metrics],
+            "slices": [one.to_json() for one in self.slices],
             "latency": [comparison.to_json() for comparison in self.latency],
             "failures": [failure.to_json() for failure in self.failures],
             "limits": self.limits.to_json(),
@@ -117,6 +122,8 @@ class GateReport:
         ]
         if self.metrics:
             parts.append(table(METRIC_HEAD, map(metric_cells, self.metrics)))
+        if self.slices:
+            parts.append(table(SLICE_HEAD, map(slice_cells, self.slices[:SHOWN_SLICES])))
         if self.latency:
             parts.append(table(LATENCY_HEAD, map(latency_cells, self.latency)))
         if self.failures:
@@ -127,6 +134,7 @@ class GateReport:
 
 CHECK_HEAD = ("check", "verdict", "found", "95 % interval", "limit", "n")
 METRIC_HEAD = ("metric", "candidate", "baseline", "change", "95 % interval", "n")
+SLICE_HEAD = ("slice", "candidate", "baseline", "points lost", "95 % interval", "n")
 LATENCY_HEAD = ("latency", "candidate ms", "baseline ms", "ratio", "95 % interval", "wall ratio", "detectable", "pairs")
 
 
@@ -158,6 +166,11 @@ def between(interval: Interval | None) -> str:
 def metric_cells(pair: Pair) -> list[str]:
     change = f"{pair.change.estimate:+.3g} {pair.unit}" if pair.unit == "points lost" else f"{pair.change.estimate:.4f}"
     return [pair.name, f"{pair.candidate:.4f}", f"{pair.baseline:.4f}", change, between(pair.change), str(pair.n)]
+
+
+def slice_cells(found: SliceLoss) -> list[str]:
+    sides = [f"{found.candidate:.4f}", f"{found.baseline:.4f}"]
+    return [found.name, *sides, f"{found.loss.estimate:+.3g}", between(found.loss), str(found.n)]
 
 
 def latency_cells(found: Comparison) -> list[str]:

@@ -93,7 +93,7 @@ def _name(number: int, labels: Sequence[str]) -> str:
 
 def _values(output: Output) -> dict[str, Any]:
     few = 0 < output.values.size <= _MOST_VALUES
-    return {"values": [float(f"{value:.6g}") for value in output.values]} if few else {}
+    return {"values": [float(f"{value:.6g}") for value in output.values.ravel()]} if few else {}
 
 
 def _cosine(one: Any, other: Any) -> float:

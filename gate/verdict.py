@@ -3,7 +3,8 @@
 What is judged:
 
 - text-classification, token-classification and question-answering **with labels**: the loss of accuracy, entity span
-  F1 or answer F1, in points; agreement with the baseline is then reported only, unless a limit is given;
+  F1 or answer F1, in points, over all and on the worst slice (`planish.gate.slices`); agreement with the baseline is
+  then reported only, unless a limit is given;
 - the same **without labels**, and fill-mask: agreement; feature-extraction: mean and smallest cosine;
 - text-generation: perplexity ratio, next-token agreement (and divergence, if limited);
 - samples on which the candidate fails: any that the baseline answers is a regress; a baseline that fails on more than
@@ -44,6 +45,7 @@ from planish.gate.outputs import Failure, Outputs, collect, label_list
 from planish.gate.paired import estimate, exact_p, log_ratio, paired_loss
 from planish.gate.report import GateReport, Pair, Side
 from planish.gate.sample_lines import said_of_samples, said_of_windows
+from planish.gate.slices import SliceLoss, judge_slices, slice_losses, slices_of
 from planish.gate.slowdown import Comparison, Plan, judge_latency
 from planish.gate.workloads import GATE_SHAPES, Shape, probes, shapes_for
 from planish.runtime.loader import load
@@ -137,6 +139,7 @@ def gate(
         seed=seed,
         seconds=time.perf_counter() - begun,
         samples=session.said,
+        slices=session.slices,
     )
 
 
@@ -154,6 +157,7 @@ class Session:
         self.latency: list[Comparison] = []
         self.failures: list[Failure] = []
         self.said: tuple[dict[str, Any], ...] = ()
+        self.slices: tuple[SliceLoss, ...] = ()
 
     def judge(self) -> None:
         """Tasks with an answer for each sample."""
@@ -175,6 +179,14 @@ class Session:
                 limits, p_worse = self.limits, exact_p(new, old)
                 check = judge_loss(new.name, loss, limits.max_loss_points, new.n, limits.rule, p_worse=p_worse)
                 self.checks.append(check)
+                self.judge_slices(new, old)
+
+    def judge_slices(self, new: Measured, old: Measured) -> None:
+        """The metric that decides, on parts of the data; the worst of them is judged."""
+        slices = slices_of(self.samples, self.new.manifest.labels or ())
+        self.slices = slice_losses(new, old, slices, seed=self.seed)
+        worst = judge_slices(new.name, self.slices, self.limits.slice_margin)
+        self.checks += [worst] if worst else []
 
     def scores(self, said: Outputs) -> list[Measured]:
         samples = self.samples.samples

@@ -129,6 +129,7 @@ def bench(
 @click.option(
     "--max-loss", type=float, default=0.5, show_default=True, help="Largest loss of the task metric, in points."
 )
+@click.option("--max-slice-loss", type=float, help="The same on a slice of the data; default: four times --max-loss.")
 @click.option("--no-latency", is_flag=True, help="Judge accuracy alone.")
 @seconds_option(60.0, "Time the latency comparison may take.")
 @device_option
@@ -140,6 +141,7 @@ def gate(
     baseline: Path,
     data: Path | None,
     max_loss: float,
+    max_slice_loss: float | None,
     no_latency: bool,
     seconds: float,
     device: str,
@@ -156,7 +158,7 @@ def gate(
             bundle,
             baseline,
             data=data,
-            limits=half.Limits(max_loss_points=max_loss),
+            limits=half.Limits(max_loss_points=max_loss, max_slice_loss_points=max_slice_loss),
             latency=not no_latency,
             seconds=seconds,
             device=device,
