@@ -63,6 +63,7 @@ class GateReport:
         environment: ``{"before": {...}, "after": {...}}`` the latency was measured in.
         slices: the loss on parts of the labelled data, the largest first.
         samples: what both sides said, sample by sample (`planish.gate.sample_lines`); not part of the JSON.
+        receipts: of the candidate's passes, from its manifest; not part of the JSON.
     """
 
     verdict: Verdict
@@ -80,6 +81,7 @@ class GateReport:
     seconds: float
     samples: tuple[Mapping[str, Any], ...] = ()
     slices: tuple[SliceLoss, ...] = ()
+    receipts: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def exit_code(self) -> int:

@@ -140,6 +140,7 @@ def gate(
         seconds=time.perf_counter() - begun,
         samples=session.said,
         slices=session.slices,
+        receipts=tuple(new.manifest.receipts),
     )
 
 

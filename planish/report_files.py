@@ -1,4 +1,4 @@
-"""The files a gate leaves for others: Markdown, JUnit XML, figures for github-action-benchmark, all samples.
+"""The files a gate leaves for others: HTML, Markdown, JUnit XML, figures for github-action-benchmark, all samples.
 
 Like a test runner's reports they replace those of the run before. Where GitHub names a file for a step's summary
 (``GITHUB_STEP_SUMMARY``), the Markdown is added to it.
@@ -23,6 +23,7 @@ __all__ = ["check_reports", "report_options", "write_reports"]
 
 _SUMMARY = "GITHUB_STEP_SUMMARY"
 _HELP = {
+    "html": "Write the report here as one HTML page, with charts.",
     "markdown": "Write the report here as Markdown.",
     "junit": "Write the checks here as JUnit XML.",
     "benchmark_json": "Write the figures here for github-action-benchmark (customSmallerIsBetter).",
@@ -63,10 +64,12 @@ def write_reports(report: GateReport, files: Mapping[str, Path | None]) -> None:
         HostError: the disk refuses.
     """
     from planish.gate.action_benchmark import action_benchmark
+    from planish.gate.html_report import html_report
     from planish.gate.junit import junit
     from planish.gate.sample_lines import sample_lines
 
     makers: dict[str, Callable[[GateReport], str]] = {
+        "html": html_report,
         "markdown": lambda found: found.to_markdown(),
         "junit": junit,
         "benchmark_json": action_benchmark,
