@@ -30,9 +30,10 @@ def test_each_file_holds_the_report(report: GateReport, tmp_path: Path, monkeypa
     summary = tmp_path / "summary.md"
     summary.write_text("before\n")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
-    files = {name: tmp_path / name for name in ("markdown", "junit", "benchmark_json", "samples")}
+    files = {name: tmp_path / name for name in ("html", "markdown", "junit", "benchmark_json", "samples")}
     files["junit"].write_text("of the run before")
     write_reports(report, files)
+    assert files["html"].read_text().startswith("<!doctype html>")
     assert files["markdown"].read_text() == report.to_markdown()
     assert ElementTree.parse(files["junit"]).getroot().tag == "testsuites"
     assert json.loads(files["benchmark_json"].read_text())[0]["name"] == "size"
