@@ -46,7 +46,9 @@ class Distill(Pass):
     teacher keep the likeliest tokens only, on disk. ``evaluate_every`` counts steps, null = each epoch; ``patience``
     evaluations without a better one end the training. ``freeze``: patterns of parameters that stay. ``dropout``
     replaces the student's own while it trains. ``augment``: the teacher is asked about altered texts, see
-    :class:`planish.compress.augment.Augment`. ``tracker``: one that accelerate knows, such as trackio or mlflow.
+    :class:`planish.compress.augment.Augment`. ``judge``: the best weights are those with the best task's *metric* on
+    the validation examples, or those nearest to the *teacher* (its KL divergence, where the task has one), which is
+    less a matter of luck. ``tracker``: one that accelerate knows, such as trackio or mlflow.
     """
 
     name: ClassVar[str] = "distill"
@@ -75,6 +77,7 @@ class Distill(Pass):
     patience: Annotated[int, Field(ge=1)] | None = None
     freeze: list[str] = field(default_factory=list)
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    judge: Literal["metric", "teacher"] = "metric"
     augment: Augment | None = None
     tracker: str | None = None
 

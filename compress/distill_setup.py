@@ -139,13 +139,14 @@ class Setup:
         return TeacherCache.build(batches, compute, self.context.pieces, self.tag, tick)
 
     def _evaluation(self) -> Evaluate:
-        """The task's metric where validation examples are labelled, else the agreement with the teacher."""
+        """The task's metric where it is asked for and examples are labelled, else how near the teacher is."""
         examples, student, teacher = self.examples, self.student.model, self.teacher.model
-        reference = None if examples.judged else Reference.of(teacher, examples)
+        near = self.step.judge == "teacher"
+        reference = Reference.of(teacher, examples) if near or not examples.judged else None
 
         def judge() -> tuple[str, float, bool]:
             found = evaluate(student, examples) if reference is None else reference.compare(student, examples)
-            return headline(found, examples.task)
+            return ("kl", found["kl"], False) if near and "kl" in found else headline(found, examples.task)
 
         return judge
 

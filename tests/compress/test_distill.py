@@ -227,6 +227,15 @@ def test_early_stop_keeps_the_best(workshop: Workshop) -> None:
     assert evaluate(workshop.bench.model, workshop.examples())["accuracy"] == pytest.approx(best, abs=1e-6)
 
 
+def test_the_best_may_be_the_nearest_to_the_teacher(workshop: Workshop) -> None:
+    cut_down(workshop)
+    facts = workshop.run({**QUICK, "steps": 20, "evaluate_every": 5, "judge": "teacher"})
+    apart = {point["step"]: point["kl"] for point in facts["evaluations"]}
+    assert list(apart) == [0, 5, 10, 15, 20]
+    assert facts["best_step"] == min(apart, key=apart.__getitem__)
+    assert apart[facts["best_step"]] < 0.8 * apart[0]
+
+
 def test_frozen_parameters_stay(workshop: Workshop, keep_the_last: None) -> None:
     before = {name: p.clone() for name, p in workshop.bench.model.named_parameters()}
     workshop.run({**QUICK, "steps": 3, "freeze": ["*embeddings*", "classifier.bias"], "weights": {"labels": 1.0}})
