@@ -179,7 +179,13 @@ def test_trained_for_4_bits_beats_rounding_afterwards(small_checkpoint: Maker, d
         for layer in workshop.bench.layers:  # one large weight a row makes its grid coarse
             if layer.role == "body":
                 layer.weight[:, 0] = 1.5
-        settings = {"steps": 30, "batch_size": 16, "learning_rate": 2e-3, "quantization_aware": aware}
+        settings = {
+            "steps": 120,
+            "batch_size": 16,
+            "learning_rate": 1e-3,
+            "judge": "teacher",
+            "quantization_aware": aware,
+        }
         facts = workshop.run(settings, *recipe)
         assert (facts["fake_quantized_layers"] > 0) == aware
         assert not any("forward" in module.__dict__ for module in workshop.bench.model.modules())
