@@ -36,7 +36,7 @@ def write_rows(path: Path, count: int, seed: int, *, label: Callable[[int], Any]
     return path
 
 
-def train_teacher(folder: Path, data: Data, *, steps: int = 60) -> Path:
+def train_teacher(folder: Path, data: Data, *, steps: int = 150) -> Path:
     """Train the checkpoint at ``folder`` on its labels, in place."""
     source = open_checkpoint(folder)
     model: Any = source.load_model()
