@@ -180,9 +180,9 @@ def test_trained_for_4_bits_beats_rounding_afterwards(small_checkpoint: Maker, d
             if layer.role == "body":
                 layer.weight[:, 0] = 1.5
         settings = {
-            "steps": 120,
+            "steps": 240,
             "batch_size": 16,
-            "learning_rate": 1e-3,
+            "learning_rate": 2e-3,
             "judge": "teacher",
             "quantization_aware": aware,
         }
