@@ -1,7 +1,7 @@
 """encoder-small, shortened: a sentiment classifier cut, distilled and quantized in one command, then judged.
 
 The parent is MiniLM's first three blocks, fine-tuned for seconds; `pytest -m slow` takes the whole recipe on the whole
-model and all sentences (about half an hour of processor time, and twelve minutes for the parent if it is not there yet).
+model and all sentences (half an hour of processor time, and twelve minutes for the parent if it is not there yet).
 """
 
 from __future__ import annotations
