@@ -76,7 +76,7 @@ def _check(check: Check) -> str:
     ends = [check.value, *([check.limit] if check.limit is not None else [])]
     if check.interval is not None:
         ends += [check.interval.low, check.interval.high]
-    unit = "" if check.unit == "share" else f" {check.unit}"
+    unit = "" if check.unit == "share" else f" {escape(check.unit)}"
     figure = f"{shown(check.value)}{unit} <small>{_bounds(check.interval, check.limit)}</small>"
     if check.interval is None and check.limit is None:
         return _row(f'{escape(check.name)} <small class="word {tone}">{tone}</small>', "<div></div>", figure)
@@ -108,15 +108,8 @@ def _latency(found: Comparison) -> str:
     limit = None if found.limit is None else found.allowed
     near = scale_of([*ratios, found.ratio.low, found.ratio.high, *([limit] if limit else []), 1.0])
     words = f"ratio {shown(found.ratio.estimate)}, {_between(found.ratio)}"
-    chart = track(
-        near,
-        interval=(found.ratio.low, found.ratio.high),
-        estimate=found.ratio.estimate,
-        limit=limit,
-        values=ratios,
-        tone=str(found.verdict) if found.limit is not None else "reported",
-        says=words,
-    )
+    tone = str(found.verdict) if found.limit is not None else "reported"
+    chart = _estimated(near, found.ratio, limit, tone, words, ratios)
     figure = f"{shown(found.ratio.estimate)} <small>{_bounds(found.ratio, limit)}</small>"
     rows = [
         *spread,
@@ -127,6 +120,14 @@ def _latency(found: Comparison) -> str:
     note = f"{clock} of {found.pairs} sittings; a slowdown of {100 * (found.detectable - 1):.1f} % would be found"
     note += f" in 80 % of cases. Wall time ratio {shown(found.wall_ratio.estimate)}, {_between(found.wall_ratio)}."
     return _section(f"Latency {found.name}", rows, note)
+
+
+def _estimated(
+    scale: Scale, found: Interval, limit: float | None, tone: str, says: str, values: Sequence[float] = ()
+) -> str:
+    """An estimate with its interval on a scale that several rows or dots share."""
+    interval = (found.low, found.high)
+    return track(scale, interval=interval, estimate=found.estimate, limit=limit, values=values, tone=tone, says=says)
 
 
 def _axis(scale: Scale, unit: str) -> str:
@@ -140,16 +141,8 @@ def _slices(report: GateReport) -> str:
     ends = [end for one in report.slices for end in (one.loss.low, one.loss.high)]
     scale, rows = scale_of([*ends, margin, 0.0]), []
     for one in report.slices:
-        hurt = one.proved and one.loss.estimate > margin
         says = f"{one.name}: {shown(one.candidate)} for {shown(one.baseline)}, n = {one.n}"
-        chart = track(
-            scale,
-            interval=(one.loss.low, one.loss.high),
-            estimate=one.loss.estimate,
-            limit=margin,
-            tone="regress" if hurt else "pass",
-            says=says,
-        )
+        chart = _estimated(scale, one.loss, margin, "regress" if one.hurts(margin) else "pass", says)
         figure = f"{shown(one.loss.estimate)} points <small>{_between(one.loss)}, n = {one.n}</small>"
         rows.append(_row(escape(one.name), chart, figure))
     note = (

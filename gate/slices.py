@@ -52,6 +52,10 @@ class SliceLoss:
     loss: Interval
     proved: bool
 
+    def hurts(self, margin: float) -> bool:
+        """More than ``margin`` points are lost here, and not by chance."""
+        return self.proved and self.loss.estimate > margin
+
     def to_json(self) -> dict[str, Any]:
         return {
             "name": self.name,
@@ -100,7 +104,7 @@ def judge_slices(metric: str, losses: Sequence[SliceLoss], margin: float) -> Che
     """The worst slice as a check; None where there are no slices."""
     if not losses:
         return None
-    hurt = [one for one in losses if one.proved and one.loss.estimate > margin]
+    hurt = [one for one in losses if one.hurts(margin)]
     worst = (hurt or losses)[0]
     bounds = f"{worst.loss.low:+.2f} to {worst.loss.high:+.2f}, n = {worst.n}"
     reason = f"{metric} on slice '{worst.name}' {describe_loss(worst.loss.estimate)} points ({bounds})"
