@@ -23,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import click
 
     from planish.cli import as_input_error, planish
+    from planish.interrupts import interruptible
 
     argv = list(sys.argv[1:] if arguments is None else arguments)
     json_wanted = "--json" in (argv[: argv.index("--")] if "--" in argv else argv)
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         planish.main(prog_name="planish")  # the shell asks for completions; this does not return
     try:
         # Not planish.main(): it turns Ctrl-C into an exception without words, and a broken pipe into exit code 1.
-        with planish.make_context("planish", argv) as context:
+        with interruptible(), planish.make_context("planish", argv) as context:
             result = planish.invoke(context)
     except click.exceptions.Exit as stop:
         return stop.exit_code

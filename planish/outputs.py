@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from planish.errors import HostError, InputError
+from planish.interrupts import raise_interrupt
 
 __all__ = [
     "check_output",
@@ -91,6 +92,7 @@ def staging(output: Path) -> Iterator[Path]:
         with disk_errors(output.parent):
             yield folder
             _settle(folder)
+            raise_interrupt()
             os.rename(folder, output)
             sync(output.parent)
     except BaseException:

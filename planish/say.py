@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from planish.interrupts import raise_interrupt
+
 __all__ = ["answer", "megabytes", "progress_bar", "table"]
 
 
@@ -60,6 +62,7 @@ def progress_bar(*, quiet: bool = False) -> Iterator[Any]:
         tasks: dict[str, Any] = {}
 
         def advance(stage: str, done: int, total: int) -> None:
+            raise_interrupt()
             if stage not in tasks:
                 tasks[stage] = bars.add_task(stage, total=total or None)
             bars.update(tasks[stage], completed=done, total=total or None)
@@ -72,6 +75,7 @@ def plain_progress(quiet: bool) -> Any:
     seen: set[str] = set()
 
     def advance(stage: str, done: int, total: int) -> None:
+        raise_interrupt()
         if not quiet and stage not in seen:
             seen.add(stage)
             print(f"planish: {stage}", file=sys.stderr, flush=True)
