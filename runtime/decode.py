@@ -65,12 +65,20 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
 
 def _decode_plain(kind: Any, value: Any, where: str) -> Any:
     if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        if not math.isfinite(value):
+        if not _fits_a_float(value):
             raise _wrong(where, "a finite number", value)
         return value
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise _wrong(where, _WORDS.get(kind, str(kind)), value)
     return value
+
+
+def _fits_a_float(value: float) -> bool:
+    """JSON spells integers of any size, and Python reads them."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _decode_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
