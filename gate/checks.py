@@ -160,8 +160,10 @@ def judge_floor(
 
 def judge_budget(name: str, value: float, limit: float | None, unit: str, *, at_most: bool = True, n: int = 0) -> Check:
     """A quantity that is known, not estimated, against a budget; without one it is only reported."""
+    spelling = ",.0f" if unit == "bytes" else "g"
+    text = f"{name} {value:{spelling}} {unit}"
     if limit is None:
-        return Check(name, Verdict.PASS, value, None, unit, f"{name} {value:g} {unit}", n=n, required=False)
+        return Check(name, Verdict.PASS, value, None, unit, text, n=n, required=False)
     kept = value <= limit if at_most else value >= limit
-    reason = f"{name} {value:g} {unit}; at {'most' if at_most else 'least'} {limit:g}"
+    reason = f"{text}; at {'most' if at_most else 'least'} {limit:{spelling}}"
     return Check(name, Verdict.PASS if kept else Verdict.REGRESS, value, limit, unit, reason, n=n)

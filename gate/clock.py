@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 import time
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+
+from planish.gate.conditions import Conditions, read_conditions
 
 __all__ = ["Clock", "ProcessClock", "Timing", "environment"]
 
@@ -39,19 +40,24 @@ class ProcessClock:
         return time.perf_counter()
 
 
-def environment() -> dict[str, Any]:
-    """What a latency figure depends on, as far as it can be read here; None where it cannot."""
+def environment(conditions: Conditions | None = None) -> dict[str, Any]:
+    """What a latency figure depends on, as far as it can be read here; None where it cannot.
+
+    ``conditions`` are those of a look that was taken; None looks now.
+    """
+    now = conditions or read_conditions()
     return {
         "cpu": cpu_model(),
-        "cpus_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpus_usable": now.cpus,
         "machine": platform.machine(),
         "system": platform.platform(),
-        "governor": read_line("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
-        "frequency_khz": read_line("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq"),
-        "load": load_average(),
+        "governor": " and ".join(now.governors) or None,
+        "load": now.load,
+        "power_mode": now.power_mode,
         "python": sys.version.split()[0],
         "numpy": np.__version__,
         "onnxruntime": onnxruntime_version(),
+        "conditions": now.to_json(),
     }
 
 
@@ -65,21 +71,6 @@ def cpu_model() -> str | None:
     names = {key.strip(): value.strip() for key, value in fields.items()}
     part = f"CPU implementer {names.get('CPU implementer')} part {names.get('CPU part')}"
     return names.get("model name") or names.get("Model") or (part if "CPU part" in names else None)
-
-
-def read_line(path: str) -> str | None:
-    try:
-        return Path(path).read_text(encoding="ascii", errors="replace").strip() or None
-    except OSError:
-        return None
-
-
-def load_average() -> float | None:
-    """Runnable tasks, averaged over a minute."""
-    try:
-        return round(os.getloadavg()[0], 2)
-    except (AttributeError, OSError):
-        return None
 
 
 def onnxruntime_version() -> str | None:

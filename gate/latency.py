@@ -28,7 +28,8 @@ from contextlib import AbstractContextManager
 import numpy as np
 
 from planish.gate.clock import Clock, ProcessClock, Timing
-from planish.gate.slowdown import FIRST_LOOK, LEAST_PAIRS, Comparison, Pairs, Plan, decide, is_clear
+from planish.gate.drift import Watch
+from planish.gate.slowdown import FIRST_LOOK, LEAST_PAIRS, Comparison, Pairs, Plan, decide, is_clear, under
 
 __all__ = ["SETTLED", "Probe", "Sides", "Sitting", "block", "block_length", "compare", "median_timing"]
 
@@ -79,10 +80,12 @@ def compare(
     *,
     clock: Clock | None = None,
     progress: Callable[[str, int, int], None] | None = None,
+    watch: Watch | None = None,
 ) -> list[Comparison]:
     """Sit until every shape and phase is decided or the time is up; one comparison for each, named ``shape phase``.
 
-    Too busy a machine for six sittings, without which nothing can be said, gets up to three times the time.
+    Too busy a machine for six sittings, without which nothing can be said, gets up to three times the time. ``watch``
+    looks at the machine after each sitting; what changed is judged (`planish.gate.drift`).
     """
     clock = clock or ProcessClock()
     end = clock.wall() + plan.seconds
@@ -93,6 +96,8 @@ def compare(
         with sitting(bool(rng.integers(2))) as sides:
             for shape, (candidate, baseline) in sides.items():
                 hold(shape, candidate, baseline, found, clock, rng)
+        if watch:
+            watch.look()
         if progress:
             progress("latency", done, plan.max_pairs)
         over = clock.wall() - end
@@ -102,7 +107,11 @@ def compare(
             look = math.ceil(look * GROWTH)
             if all(is_clear(pairs, plan) for pairs in found.values()):
                 break
-    return [decide(name, pairs, plan) for name, pairs in found.items()]
+    judged = [decide(name, pairs, plan) for name, pairs in found.items()]
+    if watch is None:
+        return judged
+    watch.look(whole=True)
+    return [under(comparison, watch.changes, watch.busy) for comparison in judged]
 
 
 def hold(

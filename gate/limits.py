@@ -8,9 +8,10 @@ from typing import Any, Literal, get_args
 
 from planish.errors import InputError
 
-__all__ = ["AGREEMENT", "Limits", "Rule", "check_seconds"]
+__all__ = ["AGREEMENT", "Limits", "ReferenceMetric", "Rule", "check_seconds"]
 
 Rule = Literal["point", "interval"]
+ReferenceMetric = Literal["chrF", "BLEU", "ROUGE-L"]
 
 AGREEMENT = {
     "text-classification": 0.98,
@@ -34,13 +35,19 @@ class Limits:
         rule: what a pass takes, ``"point"`` (default) or ``"interval"``; see `planish.gate.checks`.
         min_agreement: least share of answers equal to the parent's. None: the task's default without labels; with
             labels agreement is reported only, for the labels are the better judge.
-        min_cosine_mean, min_cosine_min: embeddings against the parent's, over the texts. None reports only.
+        min_cosine_mean, min_cosine_min: embeddings against the parent's, over the texts. None reports only; so do pairs
+            with scores, which are the better judge.
+        min_overlap: least mean share of the ten nearest neighbours in common with the parent's embeddings. Off.
+        reference_metric: what decides for text-generation with references (`planish.gate.references`): ``"chrF"``
+            (default), ``"BLEU"`` or ``"ROUGE-L"``.
         max_perplexity_ratio: perplexity over the parent's.
         max_kl: mean Kullback-Leibler divergence from the parent's next token, in nats. Off.
         max_latency_ratio: judged time over the baseline's; 1.05 allows 5 % more.
         require_speedup: the candidate must be so many times faster; replaces ``max_latency_ratio``. Off.
         latency_floor_seconds: a difference per inference below this is never a regression.
         max_bytes: the bundle's size. Off.
+        max_peak_rss_bytes: peak memory of a process that runs it once (`planish.gate.memory`). Off.
+        max_energy_joules: of one inference of the first shape (`planish.gate.energy`). Off.
 
     Raises:
         InputError: for a limit that no value, or every value, could keep.
@@ -52,28 +59,38 @@ class Limits:
     min_agreement: float | None = None
     min_cosine_mean: float | None = 0.995
     min_cosine_min: float | None = 0.985
+    min_overlap: float | None = None
+    reference_metric: ReferenceMetric = "chrF"
     max_perplexity_ratio: float | None = 1.06
     max_kl: float | None = None
     max_latency_ratio: float | None = 1.05
     require_speedup: float | None = None
     latency_floor_seconds: float = 20e-6
     max_bytes: int | None = None
+    max_peak_rss_bytes: int | None = None
+    max_energy_joules: float | None = None
 
     def __post_init__(self) -> None:
         if self.rule not in get_args(Rule):
             raise InputError("rule point or interval", repr(self.rule), 'write rule="point"')
+        if self.reference_metric not in get_args(ReferenceMetric):
+            expected = f"reference_metric {' or '.join(get_args(ReferenceMetric))}"
+            raise InputError(expected, repr(self.reference_metric), 'write reference_metric="chrF"')
         for name, low, high in (
             ("max_loss_points", 0.0, 100.0),
             ("max_slice_loss_points", 0.0, 100.0),
             ("min_agreement", 0.0, 1.0),
             ("min_cosine_mean", -1.0, 1.0),
             ("min_cosine_min", -1.0, 1.0),
+            ("min_overlap", 0.0, 1.0),
             ("max_perplexity_ratio", 1.0, math.inf),
             ("max_kl", 0.0, math.inf),
             ("max_latency_ratio", 1e-3, 1e3),
             ("require_speedup", 1e-3, 1e3),
             ("latency_floor_seconds", 0.0, 10.0),
             ("max_bytes", 1, math.inf),
+            ("max_peak_rss_bytes", 1, 1e18),
+            ("max_energy_joules", 1e-9, 1e9),
         ):
             value = getattr(self, name)
             if value is not None and not (is_number(value) and low <= value <= high):

@@ -8,8 +8,8 @@ Wilcoxon's test:
 - pass: the upper bound of the 95 % interval is at or below L;
 - regress: the ratio found is above L - 0.02 (for L below 1.05: above 60 % of the allowed slowdown), *and* Wilcoxon's
   one-sided p is below 0.01 against "not slower" (for a required speed-up: against "at L");
-- else inconclusive; also with fewer than 6 pairs (a regress needs 7: p cannot be below 0.01 with fewer), or a clock
-  that stood still in more than 5 % of them.
+- else inconclusive; also with fewer than 6 pairs (a regress needs 7: p cannot be below 0.01 with fewer), a clock that
+  stood still in more than 5 % of them, or a ratio or a machine that changed meanwhile (`planish.gate.drift`).
 
 A true slowdown of exactly L therefore passes in at most 2.5 % of runs. A difference below the absolute floor never
 regresses: L is raised to where the difference is the floor.
@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from planish.gate.checks import Check, Verdict
 from planish.gate.clock import Timing
+from planish.gate.drift import Trend, trend_of
 from planish.gate.resample import ratio_of_medians
 from planish.gate.statistics import (
     Interval,
@@ -39,7 +40,18 @@ from planish.gate.statistics import (
     wilcoxon_greater,
 )
 
-__all__ = ["FIRST_LOOK", "LEAST_PAIRS", "Comparison", "Judged", "Pairs", "Plan", "decide", "is_clear", "judge_latency"]
+__all__ = [
+    "FIRST_LOOK",
+    "LEAST_PAIRS",
+    "Comparison",
+    "Judged",
+    "Pairs",
+    "Plan",
+    "decide",
+    "is_clear",
+    "judge_latency",
+    "under",
+]
 
 Floats = NDArray[np.float64]
 Judged = Literal["cpu", "wall"]
@@ -99,6 +111,9 @@ class Comparison:
         median_seconds: one unit of work: candidate and baseline, CPU and wall.
         median_ratio, wall_ratio: ratios of medians with paired bootstrap intervals: judged time, wall clock.
         lost: pairs thrown away because a clock stood still or ran backwards.
+        trend: of the log ratio over the sittings.
+        doubt: what changed while it was measured, in words.
+        busy: what kept the machine busy, in words.
         timings: all pairs, as they were measured; not part of the JSON.
     """
 
@@ -116,6 +131,14 @@ class Comparison:
     median_ratio: Interval
     wall_ratio: Interval
     timings: Pairs = field(default_factory=Pairs)
+    trend: Trend = field(default_factory=Trend)
+    doubt: str = ""
+    busy: str = ""
+
+    @property
+    def detectable_words(self) -> str:
+        """``+2.1 %``; "unknown" where too few pairs have no interval."""
+        return f"+{100 * (self.detectable - 1):.1f} %" if math.isfinite(self.detectable) else "unknown"
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -132,6 +155,9 @@ class Comparison:
             "median_seconds": dict(self.median_seconds),
             "median_ratio": self.median_ratio.to_json(),
             "wall_ratio": self.wall_ratio.to_json(),
+            "trend": self.trend.to_json(),
+            "doubt": self.doubt or None,
+            "busy": self.busy or None,
         }
 
 
@@ -167,11 +193,13 @@ def decide(name: str, pairs: Pairs, plan: Plan) -> Comparison:
     logs = np.log(candidate / baseline)
     interval = hodges_lehmann(logs, FINAL) if len(logs) else UNKNOWN
     p_slower = wilcoxon_greater(logs - math.log(min(1.0, plan.limit or 1.0)))
-    allowed, verdict = math.inf, Verdict.PASS
+    allowed, verdict, trend, doubt = math.inf, Verdict.PASS, trend_of(logs), ""
     if plan.limit is not None:
         allowed, suspect = bounds(plan.limit, float(np.median(baseline)) if len(logs) else 1.0, plan.floor_seconds)
         enough = len(logs) >= LEAST_PAIRS and lost <= MOST_LOST * len(pairs.candidate)
         verdict = verdict_of(interval, p_slower, allowed, suspect) if enough else Verdict.INCONCLUSIVE
+        if trend.crosses(math.log(allowed if verdict is Verdict.PASS else suspect)):
+            verdict, doubt = Verdict.INCONCLUSIVE, trend.told()
     return Comparison(
         name=name,
         verdict=verdict,
@@ -192,7 +220,21 @@ def decide(name: str, pairs: Pairs, plan: Plan) -> Comparison:
         median_ratio=ratio_of_medians(candidate, baseline, seed=plan.seed) if len(logs) else UNKNOWN,
         wall_ratio=ratio_of_medians(*wall, seed=plan.seed) if len(wall[0]) else UNKNOWN,
         timings=pairs,
+        trend=trend,
+        doubt=doubt,
     )
+
+
+def under(found: Comparison, changes: str, busy: str) -> Comparison:
+    """The comparison in the light of what changed meanwhile; it overturns nothing on which every sitting agrees."""
+    if not changes or found.limit is None:
+        return replace(found, busy=busy)
+    candidate, baseline = found.timings.clean(found.judged)
+    kept = candidate / baseline <= found.allowed
+    agreed = bool(np.all(kept) if found.verdict is Verdict.PASS else not np.any(kept))
+    verdict = found.verdict if agreed else Verdict.INCONCLUSIVE
+    doubt = ", ".join(words for words in (found.doubt, changes) if words)
+    return replace(found, verdict=verdict, doubt=doubt, busy=busy)
 
 
 def verdict_of(interval: Interval, p_slower: float, allowed: float, suspect: float) -> Verdict:
@@ -209,17 +251,23 @@ def judge_latency(found: Comparison) -> Check:
     ratio = found.ratio
     text = f"{found.name}: {kind} {ratio.estimate:.3f} times the baseline's"
     text += f" ({ratio.low:.3f} to {ratio.high:.3f}, {found.pairs} pairs)"
-    if found.limit is None:
-        reason = text
-    elif found.verdict is not Verdict.INCONCLUSIVE:
-        reason = f"{text}; at most {found.allowed:.3f}"
-    elif found.lost > MOST_LOST * found.pairs:
-        reason = f"{text}; the clock stood still or ran back in {found.lost} pairs"
-    elif found.pairs < LEAST_PAIRS:
-        reason = f"{text}; {LEAST_PAIRS} pairs are the least: give more time"
-    else:
-        reason = f"{text}; at most {found.allowed:.3f}: too noisy to decide, give more time or a quieter machine"
+    if found.limit is not None:
+        text += f"; at most {found.allowed:.3f}{open_words(found)}"
     return Check(
-        f"latency {found.name}", found.verdict, ratio.estimate, found.limit, "ratio", reason, ratio, found.pairs,
+        f"latency {found.name}", found.verdict, ratio.estimate, found.limit, "ratio", text, ratio, found.pairs,
         required=found.limit is not None,
     )  # fmt: skip
+
+
+def open_words(found: Comparison) -> str:
+    """Why it could not be decided, and what to do about it; or what changed without changing the verdict."""
+    if found.verdict is not Verdict.INCONCLUSIVE:
+        return f"; {found.doubt}, and yet every sitting agrees" if found.doubt else ""
+    busy = f" ({found.busy})" if found.busy else ""
+    if found.lost > MOST_LOST * found.pairs:
+        return f"; the clock stood still or ran back in {found.lost} pairs"
+    if found.doubt:
+        return f"; {found.doubt}: let the machine settle, then measure again"
+    if found.pairs < LEAST_PAIRS:
+        return f"; {LEAST_PAIRS} pairs are the least: give more time{busy}"
+    return f": too noisy to decide, give more time or a quieter machine{busy}"

@@ -236,3 +236,31 @@ def test_blocks_are_long_enough_for_the_clock() -> None:
     assert 10 <= block_length(machine.work(0.001), machine) <= 20
     assert block_length(machine.work(1.0), machine) == 1
     assert block_length(lambda: None, machine) == 1
+
+
+def test_a_process_that_is_held_up_now_and_then_changes_no_verdict() -> None:
+    """In a tenth of the pairs one side's wall clock shows fifty times its work, as when a machine sleeps."""
+    rng = np.random.default_rng(7)
+    new, old = (list(np.exp(rng.normal(0, 0.01, 60))) for _ in range(2))
+    held = [Timing(took, took * (50 if i % 10 == 3 else 1)) for i, took in enumerate(new)]
+    again = Pairs(held, [Timing(took, took) for took in old])
+    for judged in ("cpu", "wall"):
+        found = decide("x", again, Plan(judged=judged))  # type: ignore[arg-type]
+        assert (found.verdict, found.lost) == (Verdict.PASS, 0)
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
+def test_times_that_cannot_be_are_lost_and_many_of_them_decide_nothing(bad: float) -> None:
+    good = [Timing(1.0 + 0.001 * i, 1.0) for i in range(40)]
+    few, many = ([Timing(bad, 1.0)] * lost + good[lost:] for lost in (2, 3))
+    assert decide("x", Pairs(few, good), Plan()).verdict is Verdict.PASS
+    found = decide("x", Pairs(good, many), Plan())
+    assert (found.verdict, found.lost) == (Verdict.INCONCLUSIVE, 3)
+    assert "stood still or ran back in 3 pairs" in judge_latency(found).reason
+
+
+def test_too_few_pairs_have_no_smallest_slowdown() -> None:
+    pairs = Pairs([Timing(1.0, 1.0)] * 3, [Timing(1.0, 1.0)] * 3)
+    found = decide("x", pairs, Plan())
+    assert (found.detectable_words, found.to_json()["minimum_detectable_ratio"]) == ("unknown", None)
+    assert decide("x", Pairs(pairs.candidate * 4, pairs.baseline * 4), Plan()).detectable_words == "+0.0 %"
