@@ -14,7 +14,7 @@ from planish.compress.encode_examples import Encoder, Example, cutting
 from planish.compress.recipe import Data
 from planish.compress.walk import longest_text
 from planish.errors import DataError
-from planish.gate.data import Dataset, load_data, unlabelled
+from planish.gate.data import Dataset, load_data, plain_texts, unlabelled
 
 __all__ = ["cut_passages", "load", "passages", "token_examples"]
 
@@ -35,6 +35,8 @@ def load(name: str, folder: Path, encoder: Encoder) -> Dataset:
         if encoder.problem_type == "regression" or len(encoder.labels) == 1:
             fix = 'set "problem_type": "multi_label_classification" in config.json, or remove the labels'
             raise DataError(f"a classifier for the labels in {found.name}", got, fix)
+    if found.labelled and encoder.task == "feature-extraction":
+        return unlabelled(found.name, plain_texts(found), encoder.task)  # what pairs are scored is the gate's to judge
     return found
 
 
@@ -108,7 +110,7 @@ def _texts(name: str, folder: Path, encoder: Encoder) -> list[str]:
     """A whole .txt as one text; the texts of a JSONL file."""
     if Path(name).suffix == ".txt":
         return read_texts(name, folder)
-    return [sample.text for sample in load_data(folder / name, encoder.task).samples]
+    return plain_texts(load_data(folder / name, encoder.task))
 
 
 def _windows(texts: Sequence[str], backend: Any, length: int) -> list[Example]:

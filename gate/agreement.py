@@ -27,7 +27,7 @@ def agreement(task: str, candidate: Outputs, baseline: Outputs) -> list[Measured
 
     text-classification: labels equal, logit RMSE. token-classification: label equal at a token, entities equal (all of
     a text's), logit RMSE. question-answering: spans equal. fill-mask: best token equal at a mask.
-    feature-extraction: cosine.
+    feature-extraction: cosine. text-generation, with references: what was written is equal.
 
     Raises:
         InputError: the outputs have different shapes, so these are not two versions of one model.
@@ -43,6 +43,8 @@ def agreement(task: str, candidate: Outputs, baseline: Outputs) -> list[Measured
         return [equal("agreement", [(p and p.answer_span, q and q.answer_span) for p, q in pairs])]
     if task == "fill-mask":
         return [token_agreement(pairs)]
+    if task == "text-generation":
+        return [equal("same continuation", [(p and p.answer, q and q.answer) for p, q in pairs])]
     return [mean_of("cosine mean", cosines(candidate, baseline))]
 
 

@@ -5,8 +5,11 @@ Fields by task (others are kept as ``columns``, to slice by)::
     text-classification    {"text": str, "label": name or index}            for a multi-label model a list of them
     token-classification   {"text": str, "spans": [[start, end, label], ..]}    character offsets, end exclusive
                            {"tokens": [str], "tags": ["B-PER", "I-PER", "O"]}   joined by one space
-    question-answering     {"question": str, "context": str, "answers": [str] or {"text": [str], ..}}   an empty list:
-    no answer in the context the others             {"text": str}
+    question-answering     {"question": str, "context": str, "answers": [str] or {"text": [str], ..}}   []: no answer
+    feature-extraction     {"sentence1": str, "sentence2": str, "score": number}   how alike they are, on any scale
+                           {"text": str, "text_pair": str, "score": number}        the same; {"text": str} has no score
+    text-generation        {"prompt": str, "reference": str or [str]}   how it should go on; {"text": str} without
+    fill-mask              {"text": str}
 
 Either every line is labelled or none is. Blank lines are skipped. Anything else is a `DataError` that names file and
 line.
@@ -15,6 +18,7 @@ line.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,19 +27,30 @@ from typing import Any, NoReturn
 from planish.errors import DataError, nearest
 from planish.gate.spans import Span, spans_from_tags
 
-__all__ = ["Dataset", "Sample", "load_data", "load_texts", "unlabelled"]
+__all__ = ["Dataset", "Sample", "load_data", "load_texts", "plain_texts", "unlabelled"]
 
-TEXT_FIELDS = {"question-answering": ("question", "context")}
+TEXT_FIELDS = {
+    "question-answering": ("question", "context"),
+    "feature-extraction": ("sentence1", "sentence2", "text_pair"),
+    "text-generation": ("prompt",),
+}
 LABEL_FIELDS = {
     "text-classification": ("label",),
     "token-classification": ("spans", "tags"),
     "question-answering": ("answers",),
+    "feature-extraction": ("score",),
+    "text-generation": ("reference",),
 }
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One line. ``line`` counts from 1; fields a task does not have are empty."""
+    """One line. ``line`` counts from 1; fields a task does not have are empty.
+
+    Attributes:
+        pair, score: feature-extraction: the text that ``text`` is compared with, and how alike they are.
+        references: text-generation: texts that continue the prompt, which is ``text``, as it should be.
+    """
 
     line: int
     text: str = ""
@@ -44,6 +59,9 @@ class Sample:
     label: tuple[int, ...] = ()
     spans: tuple[Span, ...] = ()
     answers: tuple[str, ...] = ()
+    pair: str = ""
+    score: float | None = None
+    references: tuple[str, ...] = ()
     columns: dict[str, Any] = field(default_factory=dict)
 
 
@@ -121,6 +139,7 @@ def load_data(
                 "label every line, or remove all labels",
             )
         samples.append(sample)
+    check_scores(path, samples)
     return dataset_of(path, samples, labelled=bool(first_labelled))
 
 
@@ -150,10 +169,22 @@ def unlabelled(name: str, texts: Sequence[str], task: str) -> Dataset:
     return Dataset(name, samples, labelled=False)
 
 
+def plain_texts(data: Dataset) -> list[str]:
+    """The texts alone, for what learns without labels: both of a pair; a prompt and its first reference as one text."""
+    texts = []
+    for sample in data.samples:
+        whole = sample.text
+        if sample.references:
+            space = "" if whole[-1].isspace() or sample.references[0][0].isspace() else " "
+            whole += space + sample.references[0]
+        texts += [whole, sample.pair] if sample.pair else [whole]
+    return texts
+
+
 def dataset_of(path: Path, samples: Sequence[Sample], *, labelled: bool) -> Dataset:
     if not samples:
         raise DataError(f"at least one line in {path}", "an empty file", "give a file with one sample a line")
-    inputs = {(sample.text, sample.question, sample.context) for sample in samples}
+    inputs = {(sample.text, sample.pair, sample.question, sample.context) for sample in samples}
     return Dataset(str(path), tuple(samples), labelled, duplicates=len(samples) - len(inputs))
 
 
@@ -212,9 +243,15 @@ def sample_of(line: Line, task: str, labels: Sequence[str] | None, problem_type:
         fields = {"question": line.string("question"), "context": line.string("context")}
     elif task == "token-classification" and "tokens" in line.fields:
         fields = tagged_text(line, labels)
+    elif task == "feature-extraction" and any(name in line.fields for name in TEXT_FIELDS[task]):
+        fields = scored_pair(line)
+    elif task == "text-generation" and ("prompt" in line.fields or "reference" in line.fields):
+        fields = prompt_of(line)
     else:
         fields = {"text": line.string("text")}
     labelled = any(name in line.fields for name in LABEL_FIELDS.get(task, ()))
+    if task == "feature-extraction":
+        labelled = "score" in fields  # a lone text's score is a column like others
     if task == "text-classification" and labelled:
         fields["label"] = label_of(line, labels, problem_type)
     elif task == "token-classification" and "spans" in line.fields:
@@ -312,6 +349,52 @@ def answers_of(line: Line) -> tuple[str, ...]:
     if not isinstance(texts, list) or not all(isinstance(item, str) and is_unicode(item) for item in texts):
         line.refuse('"answers" to be a list of texts, or {"text": [..]}', shown(value))
     return tuple(texts)
+
+
+def scored_pair(line: Line) -> dict[str, Any]:
+    """Two texts and how alike they are, by either pair of names."""
+    first, second = ("text", "text_pair")
+    if "sentence1" in line.fields or "sentence2" in line.fields:
+        if "text" in line.fields or "text_pair" in line.fields:
+            expected = '"sentence1" and "sentence2", or "text" and "text_pair"'
+            line.refuse(expected, fields_seen(line.fields), "keep one pair of names")
+        first, second = ("sentence1", "sentence2")
+    return {"text": line.string(first), "pair": line.string(second), "score": score_of(line)}
+
+
+def score_of(line: Line) -> float:
+    if "score" not in line.fields:
+        line.refuse('a field "score": how alike the two texts are', fields_seen(line.fields), "add the field")
+    value = line.fields["score"]
+    try:
+        score = math.nan if isinstance(value, bool) or not isinstance(value, (int, float)) else float(value)
+    except OverflowError:  # a whole number beyond 1.8e308
+        score = math.inf
+    if not math.isfinite(score):
+        line.refuse('"score" to be a finite number', shown(value))
+    return score
+
+
+def check_scores(path: Path, samples: Sequence[Sample]) -> None:
+    """Refuse pairs of which none is more alike than another: they rank nothing."""
+    scores = {sample.score for sample in samples}
+    if len(samples) > 1 and len(scores) == 1 and None not in scores:
+        got = f"{scores.pop():g} on all {len(samples)} lines"
+        raise DataError(f"scores that differ in {path}", got, "give pairs that are more alike and pairs that are less")
+
+
+def prompt_of(line: Line) -> dict[str, Any]:
+    """A prompt and the texts that continue it as it should be."""
+    if "text" in line.fields:
+        expected = '"prompt" and "reference", or "text" alone'
+        line.refuse(expected, fields_seen(line.fields), "keep one form")
+    prompt = line.string("prompt")
+    if not isinstance(line.fields.get("reference"), list):
+        return {"text": prompt, "references": (line.string("reference"),)}
+    references = line.strings("reference")
+    if not references or not all(text.strip() for text in references):
+        line.refuse('"reference" to be a text or texts, none empty', shown(references))
+    return {"text": prompt, "references": tuple(references)}
 
 
 def is_unicode(text: str) -> bool:

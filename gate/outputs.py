@@ -28,6 +28,9 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Progress = Callable[[str, int, int], None]
 
+MOST_NEW_TOKENS = 256
+"""A continuation is never longer: a decoder that does not stop costs time and says nothing new."""
+
 
 @dataclass(frozen=True)
 class Output:
@@ -36,7 +39,9 @@ class Output:
     Attributes:
         labels: indices of the labels said.
         tokens: ``[positions]`` the best class at each position (tagging: label; fill-mask: token at each mask).
-        values: logits ``[labels]`` or ``[positions * classes]``, or the embedding ``[hidden]``.
+        answer: the answer to a question, or what a decoder wrote after a prompt.
+        values: logits ``[labels]`` or ``[positions * classes]``, or the embedding ``[hidden]``; of a pair of texts both
+            embeddings, ``[2 * hidden]``.
     """
 
     labels: tuple[int, ...] = ()
@@ -74,23 +79,35 @@ def collect(model: Model, data: Dataset, side: str, progress: Progress | None = 
         side: "candidate" or "baseline"; failures and progress carry it.
 
     Raises:
-        InputError: for a task without per-sample answers.
+        InputError: for a task without per-sample answers: text-generation without references.
     """
-    ask = ASKS.get(model.manifest.task)
+    task = model.manifest.task
+    ask = ask_continuation if task == "text-generation" and data.labelled else ASKS.get(task)
     if ask is None:
-        raise InputError(f"a task of {', '.join(ASKS)}", model.manifest.task, "use the perplexity of text-generation")
-    nothing = model.manifest.task == "question-answering" and data.labelled and any(not s.answers for s in data.samples)
+        fix = "use the perplexity of text-generation, or give prompts with references"
+        raise InputError(f"a task of {', '.join(ASKS)}", task, fix)
+    setting = setting_for(model, data)
     items: list[Output | None] = []
     failures: list[Failure] = []
     for number, sample in enumerate(data.samples, 1):
         try:
-            items.append(finite(ask(model, sample, nothing)))
+            items.append(finite(ask(model, sample, setting)))
         except Exception as error:  # whatever the model does wrong is a finding about it, named in the report
             items.append(None)
             failures.append(Failure(side, sample.line, first_line(error)))
         if progress:
             progress(f"answers of the {side}", number, len(data.samples))
     return Outputs(tuple(items), tuple(failures))
+
+
+def setting_for(model: Model, data: Dataset) -> int:
+    """What the whole data set says of how to ask: of questions whether some have no answer, of prompts how many tokens
+    to write at most, which is what the longest reference has, up to `MOST_NEW_TOKENS`.
+    """
+    if model.manifest.task == "text-generation":
+        sizes = (len(model.tokenizer.encode(text).ids) for sample in data.samples for text in sample.references)
+        return max(1, min(MOST_NEW_TOKENS, max(sizes, default=1)))
+    return model.manifest.task == "question-answering" and data.labelled and any(not s.answers for s in data.samples)
 
 
 def first_line(error: BaseException) -> str:
@@ -119,7 +136,7 @@ def logits_of(model: Model, text: str) -> Floats:
     return np.asarray(model.run(encoder_inputs(model, text))["logits"][0], dtype=np.float64)
 
 
-def ask_labels(model: Model, sample: Sample, _: bool) -> Output:
+def ask_labels(model: Model, sample: Sample, _: int) -> Output:
     logits = logits_of(model, sample.text)
     if model.manifest.problem_type == "multi_label_classification" or len(logits) == 1:
         return Output(labels=tuple(int(i) for i in np.flatnonzero(logits > 0)), values=logits)
@@ -128,22 +145,30 @@ def ask_labels(model: Model, sample: Sample, _: bool) -> Output:
     return Output(labels=(int(logits.argmax()),), values=logits)
 
 
-def ask_embedding(model: Model, sample: Sample, _: bool) -> Output:
-    return Output(values=np.asarray(model.embed([sample.text])[0], dtype=np.float64))
+def ask_embedding(model: Model, sample: Sample, _: int) -> Output:
+    found = [np.asarray(model.embed([text])[0], dtype=np.float64) for text in (sample.text, sample.pair) if text]
+    return Output(values=np.concatenate(found))
 
 
-def ask_tags(model: Model, sample: Sample, _: bool) -> Output:
+def ask_tags(model: Model, sample: Sample, _: int) -> Output:
     logits = logits_of(model, sample.text)
     spans = tuple(sorted(Span(e.start, e.end, e.label) for e in model.tag([sample.text])[0]))
     return Output(spans=spans, tokens=logits.argmax(axis=-1), values=logits.reshape(-1))
 
 
-def ask_answer(model: Model, sample: Sample, nothing: bool) -> Output:
-    best = model.answer([sample.question], [sample.context], no_answer=nothing)[0]
+def ask_answer(model: Model, sample: Sample, nothing: int) -> Output:
+    best = model.answer([sample.question], [sample.context], no_answer=bool(nothing))[0]
     return Output(answer=best.text, answer_span=(best.start, best.end), values=np.array([best.score]))
 
 
-def ask_masks(model: Model, sample: Sample, _: bool) -> Output:
+def ask_continuation(model: Model, sample: Sample, longest: int) -> Output:
+    """Greedy; fewer than ``longest`` tokens where the prompt leaves no room for more."""
+    info = model.manifest.generation
+    room = (info.max_length if info else model.manifest.max_length) - model.count_tokens(sample.text)[0]
+    return Output(answer=model.generate(sample.text, max_new_tokens=max(1, min(longest, room))).text)
+
+
+def ask_masks(model: Model, sample: Sample, _: int) -> Output:
     """The best token for each mask; a text without one gets one of its first words masked, by its line number."""
     filled = model.fill([masked(sample.text, mask_token(model), sample.line)], top_k=1)[0]
     tokens = np.array([best.token_id for best in filled], dtype=np.int64)
@@ -172,7 +197,7 @@ def masked(text: str, mask: str, number: int) -> str:
     return text[: word.start()] + mask + text[word.end() :]
 
 
-ASKS: dict[str, Callable[[Any, Sample, bool], Output]] = {
+ASKS: dict[str, Callable[[Any, Sample, int], Output]] = {
     "text-classification": ask_labels,
     "feature-extraction": ask_embedding,
     "token-classification": ask_tags,

@@ -264,6 +264,24 @@ def test_decoders_read_windows(tmp_path: Path, small_model: Callable[..., Any], 
     assert joined.count("train") == examples.count("train")
 
 
+def test_pairs_and_prompts_are_read_as_texts(
+    read: Callable[..., Examples], tmp_path: Path, small_model: Callable[..., Any]
+) -> None:
+    pairs = read(
+        "feature-extraction", [{"sentence1": f"whale {n}", "sentence2": f"sea {n}", "score": n} for n in range(10)]
+    )
+    assert (pairs.labelled, pairs.count("train") + pairs.count("validation")) == (False, 20)
+    data, model, digests = Data(train="t.jsonl", sequence_length=16), small_model("gpt2"), set()
+    for names in (
+        {"text": "the whale swims {n} in the sea"},
+        {"prompt": "the whale swims {n}", "reference": "in the sea"},
+    ):
+        rows = [{name: text.format(n=n) for name, text in names.items()} for n in range(60)]
+        lines(tmp_path / "t.jsonl", rows)
+        digests.add(read_examples(data, tmp_path, TOKENIZER, model, "text-generation", {}).digest)
+    assert len(digests) == 1, "a prompt and what follows it are one text"
+
+
 @pytest.mark.parametrize("task", ["feature-extraction", "text-classification", "question-answering", "text-generation"])
 def test_without_training_data_the_calibration_text_serves(
     task: str, tmp_path: Path, small_model: Callable[..., Any]

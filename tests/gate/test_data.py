@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from planish.errors import DataError, PlanishError
-from planish.gate.data import load_data, unlabelled
+from planish.gate.data import LABEL_FIELDS, TEXT_FIELDS, load_data, unlabelled
 from planish.gate.spans import Span
 
 LABELS = ["negative", "positive"]
@@ -166,14 +166,15 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=6,
 )
-names = st.sampled_from(["text", "label", "spans", "tokens", "tags", "question", "context", "answers", "x"])
+fields = {"text", "tokens", "x"}.union(*TEXT_FIELDS.values(), *LABEL_FIELDS.values())
+names = st.sampled_from(sorted(fields))
 lines = st.dictionaries(names, json_values, max_size=4).map(lambda value: json.dumps(value).encode())
 
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(
     content=st.lists(lines | st.binary(max_size=30), min_size=1, max_size=3),
-    task=st.sampled_from([*GOOD, "fill-mask", "text-generation"]),
+    task=st.sampled_from([*GOOD, "fill-mask", "text-generation", "feature-extraction"]),
 )
 def test_any_bytes_give_samples_or_a_data_error(tmp_path: Path, content: list[bytes], task: str) -> None:
     path = tmp_path / "d.jsonl"
