@@ -5,7 +5,9 @@ resample is a vector of counts times a matrix. Equal rows are merged first: 0/1 
 10,000 resamples cost nothing.
 Interval: BCa (Efron 1987, JASA 82), bias-corrected and accelerated, with the acceleration from the jackknife; where
 the resamples do not vary, or BCa is undefined, it is the percentile interval, and ``Interval.method`` says which was
-used.
+used. Both are too narrow for few samples, as a normal interval is that should be Student's, so the tails are those of
+the expanded percentile interval (Hesterberg 2015, The American Statistician 69): 24 windows of text are given 7.8 %
+more width, 1,000 samples 0.2 %. Coverage by simulation: docs/LOG.md, `benchmarks/interval_coverage.py`.
 """
 
 from __future__ import annotations
@@ -17,9 +19,9 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from planish.gate.statistics import Interval
+from planish.gate.statistics import Interval, t_quantile
 
-__all__ = ["bootstrap", "ratio_of_medians"]
+__all__ = ["bootstrap", "interval_of", "ratio_of_medians"]
 
 Floats = NDArray[np.float64]
 Aggregate = Callable[[Floats], Floats]
@@ -44,15 +46,20 @@ def bootstrap(
     total = rows.sum(axis=0)
     estimate = float(aggregate(total))
     drawn = resampled(rows, aggregate, seed=seed, resamples=resamples)
-    drawn = drawn[np.isfinite(drawn)]
-    if len(drawn) == 0 or not math.isfinite(estimate):
+    return interval_of(drawn, estimate, aggregate(total - rows), confidence=confidence, seed=seed)
+
+
+def interval_of(drawn: Floats, estimate: float, jackknife: Floats, *, confidence: float, seed: int) -> Interval:
+    """The interval of a statistic from its values on resamples, and without each sample (or group of samples)."""
+    finite = drawn[np.isfinite(drawn)]
+    if len(finite) == 0 or not math.isfinite(estimate):
         return Interval(estimate, -math.inf, math.inf, confidence, "bootstrap, undefined")
-    tails = bca_tails(drawn, estimate, aggregate(total - rows), confidence)
-    method = "bootstrap BCa"
+    tail = expanded_tail((1 - confidence) / 2, len(jackknife))
+    tails, method = bca_tails(finite, estimate, jackknife, tail), "bootstrap BCa"
     if tails is None:
-        tails, method = ((1 - confidence) / 2, (1 + confidence) / 2), "bootstrap percentile"
-    low, high = np.quantile(drawn, tails)
-    return Interval(estimate, float(low), float(high), confidence, f"{method}, {resamples} resamples, seed {seed}")
+        tails, method = (tail, 1 - tail), "bootstrap percentile"
+    low, high = np.quantile(finite, tails)
+    return Interval(estimate, float(low), float(high), confidence, f"{method}, {len(drawn)} resamples, seed {seed}")
 
 
 def resampled(rows: Floats, aggregate: Aggregate, *, seed: int, resamples: int) -> Floats:
@@ -68,7 +75,19 @@ def resampled(rows: Floats, aggregate: Aggregate, *, seed: int, resamples: int) 
     return np.concatenate(parts)
 
 
-def bca_tails(drawn: Floats, estimate: float, jackknife: Floats, confidence: float) -> tuple[float, float] | None:
+def expanded_tail(tail: float, n: int) -> float:
+    """The share of resamples to leave out on a side, for a true share of ``tail``: a mean of ``n`` resampled values
+    varies ``sqrt(1 - 1/n)`` times as much as it should, and its spread is itself an estimate (Student's t).
+
+    >>> round(expanded_tail(0.025, 24), 4), round(expanded_tail(0.025, 1000), 4)
+    (0.0173, 0.0248)
+    """
+    if n < 2:
+        return tail
+    return max(NormalDist().cdf(-math.sqrt(n / (n - 1)) * t_quantile(tail, n - 1)), 1e-300)
+
+
+def bca_tails(drawn: Floats, estimate: float, jackknife: Floats, tail: float) -> tuple[float, float] | None:
     """The two quantile levels of BCa; None where it is undefined (no variation, estimate outside all resamples)."""
     normal = NormalDist()
     below = (float(np.mean(drawn < estimate)) + float(np.mean(drawn <= estimate))) / 2  # ties count half
@@ -80,11 +99,12 @@ def bca_tails(drawn: Floats, estimate: float, jackknife: Floats, confidence: flo
     acceleration = float(np.sum(spread**3)) / (6 * scale**1.5)
     bias = normal.inv_cdf(below)
 
-    def level(tail: float) -> float:
-        z = bias + normal.inv_cdf(tail)
+    def level(quantile: float) -> float:
+        z = bias + quantile
         return normal.cdf(bias + z / (1 - acceleration * z))
 
-    return level((1 - confidence) / 2), level((1 + confidence) / 2)
+    # 1 - tail would be 1 for two samples, and has no quantile.
+    return level(normal.inv_cdf(tail)), level(-normal.inv_cdf(tail))
 
 
 def ratio_of_medians(

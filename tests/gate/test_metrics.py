@@ -41,6 +41,29 @@ def test_several_labels_count_as_scikit_learns_subset_accuracy(pairs: list[tuple
     assert accuracy([p for p, _ in pairs], [t for _, t in pairs]).value == pytest.approx(accuracy_score(true, said))
 
 
+@given(st.lists(st.tuples(label_sets, label_sets), min_size=1, max_size=20))
+def test_macro_f1_of_several_labels_is_scikit_learns_over_the_labels_there_are(
+    pairs: list[tuple[tuple[int, ...], ...]],
+) -> None:
+    binarizer = MultiLabelBinarizer(classes=range(4)).fit([])
+    said, true = (binarizer.transform([pair[side] for pair in pairs]) for side in (0, 1))
+    there = [label for label in range(4) if said[:, label].any() or true[:, label].any()]
+    ours = macro_f1([p for p, _ in pairs], [t for _, t in pairs], 4).value
+    theirs = f1_score(true, said, average="macro", labels=there) if there else 0.0
+    assert ours == pytest.approx(theirs)
+
+
+@given(labels, st.integers(0, 2**32 - 1))
+def test_a_resample_is_the_metric_of_the_samples_drawn(pairs: list[tuple[int, int]], seed: int) -> None:
+    """What intervals and slices rest on: sums of rows give what the metric gives for those samples."""
+    predicted, truth = [(p,) for p, _ in pairs], [(t,) for _, t in pairs]
+    picked = np.random.default_rng(seed).integers(0, len(pairs), len(pairs))
+    for metric in (accuracy, lambda p, t: macro_f1(p, t, 5)):
+        whole = metric(predicted, truth)
+        again = metric([predicted[i] for i in picked], [truth[i] for i in picked])
+        assert float(whole.aggregate(whole.rows[picked].sum(axis=0))) == pytest.approx(again.value)
+
+
 @given(st.lists(st.tuples(spans, spans), min_size=1, max_size=10))
 def test_span_f1_is_scikit_learns_micro_f1_over_spans(pairs: list[tuple[list[tuple[int, int, str]], ...]]) -> None:
     sides = [[[Span(s, s + n, label) for s, n, label in side] for side in pair] for pair in pairs]
