@@ -1,7 +1,8 @@
 """The gate: is the candidate as accurate, as close to its parent and as fast as the baseline?
 
 Numpy and the runtime suffice; it runs on the device that is judged. `gate` compares two bundles and says pass, regress
-or inconclusive; `bench` measures without judging. Names are loaded when first used.
+or inconclusive; `record_baseline` keeps what one says in a file, to compare with later; `selftest` tries the gate
+itself; `bench` measures without judging. Names are loaded when first used.
 """
 
 from __future__ import annotations
@@ -14,10 +15,25 @@ if TYPE_CHECKING:
     from planish.gate.checks import Check, Verdict
     from planish.gate.data import Dataset, load_data
     from planish.gate.limits import Limits
+    from planish.gate.record import record_baseline
     from planish.gate.report import GateReport
+    from planish.gate.self_test import SelftestReport, selftest
     from planish.gate.verdict import gate
 
-__all__ = ["BenchReport", "Check", "Dataset", "GateReport", "Limits", "Verdict", "bench", "gate", "load_data"]
+__all__ = [
+    "BenchReport",
+    "Check",
+    "Dataset",
+    "GateReport",
+    "Limits",
+    "SelftestReport",
+    "Verdict",
+    "bench",
+    "gate",
+    "load_data",
+    "record_baseline",
+    "selftest",
+]
 
 _HOMES = {
     "BenchReport": "benchmark",
@@ -25,10 +41,13 @@ _HOMES = {
     "Dataset": "data",
     "GateReport": "report",
     "Limits": "limits",
+    "SelftestReport": "self_test",
     "Verdict": "checks",
     "bench": "benchmark",
     "gate": "verdict",
     "load_data": "data",
+    "record_baseline": "record",
+    "selftest": "self_test",
 }
 
 

@@ -40,13 +40,14 @@ class Likelihood:
     Attributes:
         candidate, baseline: perplexity, one row a window.
         top_1: share of positions at which both find the same token likeliest.
-        divergence: mean Kullback-Leibler divergence of the candidate from the baseline, nats a token.
+        divergence: mean Kullback-Leibler divergence of the candidate from the baseline, nats a token; None where the
+            baseline's logits are not here.
     """
 
     candidate: Measured
     baseline: Measured
     top_1: Measured
-    divergence: Measured
+    divergence: Measured | None
     tokens: int
     context: int
     failures: tuple[Failure, ...]

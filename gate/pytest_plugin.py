@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 
 __all__ = ["planish_gate", "pytest_addoption", "pytest_configure"]
 
-SETTINGS = ("data", "texts", "latency", "seconds", "seed", "shapes", "device", "threads", "clock")
+SETTINGS = (
+    *("data", "texts", "latency", "seconds", "seed", "shapes", "device", "threads", "across_devices"),
+    *("memory", "energy", "clock"),
+)
 """Arguments of `planish.gate.gate` that the fixture hands on; all others are limits."""
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from planish.gate.checks import Check, Verdict
+from planish.gate.conditions_told import conditions_line
 from planish.gate.limits import Limits
 from planish.gate.outputs import Failure
 from planish.gate.slices import SliceLoss
 from planish.gate.slowdown import Comparison
 from planish.gate.statistics import Interval, finite_or_none
+from planish.gate.workloads import spelled
 
 __all__ = ["GateReport", "Pair", "Side"]
 
@@ -31,7 +34,10 @@ class Side:
 
 @dataclass(frozen=True)
 class Pair:
-    """A metric of both sides on the same samples; ``change`` in points (loss) or as a ratio, with its interval."""
+    """A metric of both sides on the same samples; ``change`` in points (loss) or as a ratio, with its interval.
+
+    ``candidate_interval`` and ``baseline_interval`` are of each side alone: wider than that of the paired change.
+    """
 
     name: str
     candidate: float
@@ -39,8 +45,11 @@ class Pair:
     change: Interval
     unit: str
     n: int
+    candidate_interval: Interval | None = None
+    baseline_interval: Interval | None = None
 
     def to_json(self) -> dict[str, Any]:
+        alone = {"candidate_interval": self.candidate_interval, "baseline_interval": self.baseline_interval}
         return {
             "name": self.name,
             "candidate": finite_or_none(self.candidate),
@@ -48,6 +57,7 @@ class Pair:
             "change": self.change.to_json(),
             "unit": self.unit,
             "n": self.n,
+            **{key: None if interval is None else interval.to_json() for key, interval in alone.items()},
         }
 
 
@@ -64,6 +74,7 @@ class GateReport:
         slices: the loss on parts of the labelled data, the largest first.
         samples: what both sides said, sample by sample (`planish.gate.sample_lines`); not part of the JSON.
         receipts: of the candidate's passes, from its manifest; not part of the JSON.
+        notes: what a reader has to know of how the sides were compared, such as a baseline from another device.
     """
 
     verdict: Verdict
@@ -82,6 +93,7 @@ class GateReport:
     samples: tuple[Mapping[str, Any], ...] = ()
     slices: tuple[SliceLoss, ...] = ()
     receipts: tuple[Mapping[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -99,6 +111,7 @@ class GateReport:
             "verdict": str(self.verdict),
             "exit_code": self.exit_code,
             "reasons": self.reasons,
+            "notes": list(self.notes),
             "task": self.task,
             "candidate": side_json(self.candidate),
             "baseline": side_json(self.baseline),
@@ -119,6 +132,7 @@ class GateReport:
         head = f"# planish gate: {self.verdict}\n\n`{self.candidate.name}` against `{self.baseline.name}`, {self.task}"
         parts = [
             head,
+            "\n".join(f"**{escape(note)}**  " for note in self.notes),
             "\n".join(f"- {reason}" for reason in self.reasons),
             table(CHECK_HEAD, map(check_cells, self.checks)),
         ]
@@ -137,7 +151,11 @@ class GateReport:
 CHECK_HEAD = ("check", "verdict", "found", "95 % interval", "limit", "n")
 METRIC_HEAD = ("metric", "candidate", "baseline", "change", "95 % interval", "n")
 SLICE_HEAD = ("slice", "candidate", "baseline", "points lost", "95 % interval", "n")
-LATENCY_HEAD = ("latency", "candidate ms", "baseline ms", "ratio", "95 % interval", "wall ratio", "detectable", "pairs")
+WHENS = ("before", "after")
+LATENCY_HEAD = (
+    *("latency", "candidate ms", "baseline ms", "ratio", "95 % interval", "wall ratio"),
+    *("detectable", "sittings"),
+)
 
 
 def side_json(side: Side) -> dict[str, Any]:
@@ -155,10 +173,16 @@ def escape(cell: str) -> str:
 
 
 def check_cells(check: Check) -> list[str]:
-    limit = "" if check.limit is None else f"{check.limit:g}"
+    limit = "" if check.limit is None else figure(check.limit, check.unit, "g")
     verdict = str(check.verdict) if check.required else "reported"
-    value = f"{check.value:,.0f}" if check.unit == "bytes" else f"{check.value:.4g}"
-    return [check.name, verdict, f"{value} {check.unit}", between(check.interval), limit, str(check.n or "")]
+    value = figure(check.value, check.unit)
+    found = "not available" if math.isnan(check.value) else f"{value} {check.unit}"
+    return [check.name, verdict, found, between(check.interval), limit, str(check.n or "")]
+
+
+def figure(value: float, unit: str, spelling: str = ".4g") -> str:
+    """Bytes are counted, everything else is measured."""
+    return f"{value:,.0f}" if unit == "bytes" else f"{value:{spelling}}"
 
 
 def between(interval: Interval | None) -> str:
@@ -178,8 +202,8 @@ def slice_cells(found: SliceLoss) -> list[str]:
 def latency_cells(found: Comparison) -> list[str]:
     new, old = (found.median_seconds[f"{side}_{found.judged}"] * 1e3 for side in ("candidate", "baseline"))
     ratios = [f"{found.ratio.estimate:.3f}", between(found.ratio), f"{found.wall_ratio.estimate:.3f}"]
-    detectable = f"+{100 * (found.detectable - 1):.1f} %"
-    return [f"{found.name} ({found.judged})", f"{new:.3f}", f"{old:.3f}", *ratios, detectable, str(found.pairs)]
+    power = [found.detectable_words, str(found.pairs)]
+    return [f"{spelled(found.name)}, {found.judged}", f"{new:.3f}", f"{old:.3f}", *ratios, *power]
 
 
 def failure_lines(failures: Sequence[Failure]) -> str:
@@ -190,6 +214,7 @@ def failure_lines(failures: Sequence[Failure]) -> str:
 
 def footnote(report: GateReport) -> str:
     before = report.environment.get("before", {})
-    words = [f"{key} {before[key]}" for key in ("cpu", "threads", "onnxruntime", "governor", "load") if before.get(key)]
+    words = [f"{key} {before[key]}" for key in ("cpu", "threads", "onnxruntime") if before.get(key)]
+    words.append(conditions_line(*(report.environment.get(when, {}).get("conditions", {}) for when in WHENS)))
     data = f"{report.data.get('name')}, {report.data.get('samples')} samples"
-    return f"Data: {data}. Seed {report.seed}, {report.seconds:.0f} s. {', '.join(words)}."
+    return f"Data: {data}. Seed {report.seed}, {report.seconds:.0f} s. {', '.join(word for word in words if word)}."

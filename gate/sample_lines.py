@@ -1,9 +1,10 @@
 """Everything the gate has seen, one JSON object a line, for questions the report does not answer.
 
-Encoders: a line a sample, ``{"sample": LINE, "truth": .., "candidate": .., "baseline": ..}``, each side what the model
-said, or null where it failed. Decoders: a line a window, with each side's summed loss in nats. Then a line a sitting of
-each latency, ``{"latency": NAME, "sitting": N, "candidate": {"cpu": s, "wall": s}, "baseline": ..}``. Texts are not
-repeated: they may not be meant for a CI system's store; ``sample`` is their line in the data.
+Encoders, and decoders with references: a line a sample, ``{"sample": LINE, "truth": .., "candidate": .., "baseline":
+..}``, each side what the model said, or null where it failed. Decoders without: a line a window, with each side's
+summed loss in nats. Then a line a sitting of each latency, ``{"latency": NAME, "sitting": N, "candidate": {"cpu": s,
+"wall": s}, "baseline": ..}``. The texts asked are not repeated: they may not be meant for a CI system's store;
+``sample`` is their line in the data. Answers, references and what decoders wrote are there.
 """
 
 from __future__ import annotations
@@ -45,15 +46,26 @@ def said_of_samples(
     for sample, *sides in zip(data.samples, new.items, old.items, strict=True):
         told = [None if side is None else _said(side, labels, task) for side in sides]
         line: dict[str, Any] = {"sample": sample.line, "candidate": told[0], "baseline": told[1]}
-        if task == "feature-extraction" and sides[0] is not None and sides[1] is not None:
-            line["cosine"] = _cosine(sides[0].values, sides[1].values)
+        if task == "feature-extraction":
+            line |= _embedded(data, sides[0], sides[1])
         lines.append(line | ({"truth": _truth(sample, labels, task)} if data.labelled else {}))
     return tuple(lines)
 
 
+def _embedded(data: Dataset, new: Output | None, old: Output | None) -> dict[str, Any]:
+    """Of a text the cosine of both sides' embeddings; of a pair each side's cosine of the two texts."""
+    if data.labelled:
+        told = [None if side is None else {"cosine": _cosine(*side.values.reshape(2, -1))} for side in (new, old)]
+        return {"candidate": told[0], "baseline": told[1]}
+    if new is None or old is None or new.values.size != old.values.size:
+        return {}
+    return {"cosine": _cosine(new.values, old.values)}
+
+
 def said_of_windows(found: Likelihood) -> tuple[dict[str, Any], ...]:
     """A line for each window both sides answered; a divergence and agreement are sums over its tokens."""
-    rows = zip(found.candidate.rows, found.baseline.rows, found.top_1.rows, found.divergence.rows, strict=True)
+    rows = zip(found.candidate.rows, found.baseline.rows, found.top_1.rows, strict=True)
+    apart = found.divergence.rows if found.divergence else None
     return tuple(
         {
             "window": number,
@@ -61,9 +73,9 @@ def said_of_windows(found: Likelihood) -> tuple[dict[str, Any], ...]:
             "candidate": {"loss": float(new[0])},
             "baseline": {"loss": float(old[0])},
             "same_token": int(same[0]),
-            "divergence": float(apart[0]),
+            "divergence": None if apart is None else float(apart[number - 1, 0]),
         }
-        for number, (new, old, same, apart) in enumerate(rows, 1)
+        for number, (new, old, same) in enumerate(rows, 1)
     )
 
 
@@ -74,12 +86,18 @@ def _said(output: Output, labels: Sequence[str], task: str) -> dict[str, Any]:
         return {"spans": [[span.start, span.end, span.label] for span in output.spans]}
     if task == "question-answering":
         return {"answer": output.answer, "span": list(output.answer_span), **_values(output)}
+    if task == "text-generation":
+        return {"text": output.answer}
     if task == "fill-mask":
         return {"tokens": [int(token) for token in output.tokens], **_values(output)}
     return {}
 
 
-def _truth(sample: Sample, labels: Sequence[str], task: str) -> list[Any]:
+def _truth(sample: Sample, labels: Sequence[str], task: str) -> list[Any] | float | None:
+    if task == "feature-extraction":
+        return sample.score
+    if task == "text-generation":
+        return list(sample.references)
     if task == "text-classification":
         return [_name(number, labels) for number in sample.label]
     if task == "token-classification":

@@ -5,11 +5,14 @@ What is judged:
 - text-classification, token-classification and question-answering **with labels**: the loss of accuracy, entity span
   F1 or answer F1, in points, over all and on the worst slice (`planish.gate.slices`); agreement with the baseline is
   then reported only, unless a limit is given;
+- so feature-extraction with scored pairs (Spearman's correlation, `planish.gate.similarity`; no slices) and
+  text-generation with references (chrF, `planish.gate.references`);
 - the same **without labels**, and fill-mask: agreement; feature-extraction: mean and smallest cosine;
-- text-generation: perplexity ratio, next-token agreement (and divergence, if limited);
+- text-generation without references: perplexity ratio, next-token agreement (and divergence, if limited);
 - samples on which the candidate fails: any that the baseline answers is a regress; a baseline that fails on more than
   1 % of the samples is no measure, and the whole is inconclusive;
-- latency, by `planish.gate.slowdown`, and the bundle's size if it is limited.
+- latency, by `planish.gate.slowdown`;
+- size, peak memory and energy (`planish.gate.budgets`), where they are limited.
 
 The rules stand in `planish.gate.checks`.
 """
@@ -24,7 +27,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planish.errors import InputError
-from planish.gate import agreement as measures
+from planish.gate.agreement import agreement
+from planish.gate.budgets import judge_measured_budgets
 from planish.gate.checks import (
     Check,
     Verdict,
@@ -37,20 +41,30 @@ from planish.gate.checks import (
 )
 from planish.gate.clock import Clock, ProcessClock, environment
 from planish.gate.data import Dataset, load_data, unlabelled
+from planish.gate.drift import Watch
+from planish.gate.embeddings import embedding_checks
+from planish.gate.gpu_state import card_of
 from planish.gate.latency import SETTLED, Sides, Sitting, compare
-from planish.gate.likelihood import Likelihood, compare_likelihood
+from planish.gate.likelihood import Likelihood
 from planish.gate.limits import AGREEMENT, Limits, check_seconds
-from planish.gate.metrics import Measured, accuracy, answer_token_f1, exact_match, macro_f1, span_f1
-from planish.gate.outputs import Failure, Outputs, collect, label_list
+from planish.gate.metrics import Measured
+from planish.gate.outputs import Failure, Outputs, collect
 from planish.gate.paired import estimate, exact_p, log_ratio, paired_loss
+from planish.gate.parents import OpenParent, Parent
+from planish.gate.pick_baseline import is_recorded
+from planish.gate.references import scorers
 from planish.gate.report import GateReport, Pair, Side
 from planish.gate.sample_lines import said_of_samples, said_of_windows
+from planish.gate.scores import scores
+from planish.gate.similarity import judge_similarity
 from planish.gate.slices import SliceLoss, judge_slices, slice_losses, slices_of
 from planish.gate.slowdown import Comparison, Plan, judge_latency
 from planish.gate.workloads import GATE_SHAPES, Shape, probes, shapes_for
 from planish.runtime.loader import load
 
 if TYPE_CHECKING:
+    from planish.gate.baseline_file import BaselineFile
+    from planish.gate.conditions import Conditions
     from planish.runtime.manifest import Manifest
     from planish.runtime.model import Model
 
@@ -76,79 +90,109 @@ def gate(
     shapes: Sequence[tuple[int, int]] | None = None,
     device: str = "auto",
     threads: int | None = None,
+    across_devices: bool = False,
+    memory: bool = False,
+    energy: bool = False,
     clock: Clock | None = None,
     progress: Progress | None = None,
 ) -> GateReport:
-    """Compare two bundles in one session.
+    """Compare two bundles in one session, or a bundle with what a baseline file says of another.
 
     Args:
+        baseline: a bundle; or a baseline file, or a directory of them (`planish.gate.against_file`).
         data: an evaluation file (`planish.gate.data`), with labels or without.
         texts: label-free: a .txt file, or the texts. Neither given: text that ships with planish.
         seconds: for latency, all shapes together; up to three times as long on a machine too busy for six sittings.
         shapes: ``(batch, length)`` pairs for latency; default 1x32 and 1x128 (decoders: a prompt of 1x64).
         threads: of the engine; default all cores for the answers, and one where CPU time is judged.
+        across_devices: take a baseline file of another device, engine or library, too; the report then says so.
+        memory, energy: measure the candidate's peak memory and joules (`planish.gate.budgets`), limited or not.
         clock: what to measure with; tests put their own.
         progress: called with stage, done, total.
 
     Raises:
         InputError: the baseline has another task, other labels or another vocabulary; two sources of text; ``seconds``
-            that are not above 0.
+            that are not above 0; a baseline file is none, holds for another device, or was asked other data.
         DataError: a bad line in the data.
         BundleError: a bundle is damaged.
+        HostError: the data has references, and a library that scores texts against them is not installed.
     """
     begun = time.perf_counter()
     limits = limits or Limits()
     if data is not None and texts is not None:
         raise InputError("data or texts", "both", "leave one out")
     check_seconds(seconds)
+    if is_recorded(baseline):
+        from planish.gate.against_file import Options, gate_against_file
+
+        options = Options(limits, latency, seconds, seed, shapes, device, threads, across_devices, clock, progress,
+                          memory, energy)  # fmt: skip
+        return gate_against_file(candidate, baseline, data=data, texts=texts, options=options)
+    if across_devices:
+        raise InputError("a baseline file with across_devices", f"no such file: {baseline}", "leave it out")
     with load(candidate, device, threads=threads) as new, load(baseline, device, threads=threads) as old:
         same_kind(new.manifest, old.manifest)
         task = new.manifest.task
         samples = dataset_for(new, data, texts)
         builtin = data is None and texts is None
-        session = Session(new, old, samples, limits, seed, progress)
+        session = Session(new, OpenParent(old), samples, limits, seed, progress)
         session.judge_generation(DEFAULT_TOKENS if builtin else None) if task == "text-generation" else session.judge()
         session.judge_bytes()
         on_cpu = all(model.device == "CPUExecutionProvider" for model in (new, old))
         shapes_timed = shapes_for((new, old), shapes, GATE_SHAPES) if latency else []
-    timed_threads = 1 if threads is None and on_cpu else threads
-    before = {**environment(), "threads": timed_threads, "judged": "cpu" if on_cpu else "wall"}
+        watched = None if on_cpu else card_of(device, new.device)
+    session.checks += judge_measured_budgets(
+        candidate, limits, memory=memory, energy=energy, shapes=shapes, device=device, threads=threads
+    )
+    timed_threads, watch = 1 if threads is None and on_cpu else threads, Watch(watched)
+    before = {**environment(watch.looks[0]), "threads": timed_threads, "judged": "cpu" if on_cpu else "wall"}
     if latency:
         clock = clock or ProcessClock()
-        options = {"device": device, "threads": timed_threads, "session_options": SETTLED}
+        opened = {"device": device, "threads": timed_threads, "session_options": SETTLED}
         plan = Plan(limits.latency_limit, limits.latency_floor_seconds, "cpu" if on_cpu else "wall", seconds, seed=seed)
-        sitting = sittings((candidate, baseline), shapes_timed, clock, seed, options)
-        session.judge_latency(compare(sitting, plan, clock=clock, progress=progress))
+        sitting = sittings((candidate, baseline), shapes_timed, clock, seed, opened)
+        session.judge_latency(compare(sitting, plan, clock=clock, progress=progress, watch=watch))
+        session.after = watch.looks[-1]
+    sides = (side_of(candidate, new.manifest, new.dialect), side_of(baseline, old.manifest, old.dialect))
+    return report_of(session, sides, before, time.perf_counter() - begun)
+
+
+def report_of(
+    session: Session, sides: tuple[Side, Side], before: dict[str, Any], seconds: float, notes: Sequence[str] = ()
+) -> GateReport:
+    """What a session found; ``sides`` are candidate and baseline, ``before`` the environment it began in."""
+    samples = session.samples
     return GateReport(
         verdict=overall(session.checks),
-        task=task,
-        candidate=side_of(candidate, new.manifest, new.dialect),
-        baseline=side_of(baseline, old.manifest, old.dialect),
+        task=session.task,
+        candidate=sides[0],
+        baseline=sides[1],
         checks=tuple(session.checks),
         metrics=tuple(session.metrics),
         latency=tuple(session.latency),
         failures=tuple(session.failures),
-        limits=limits,
+        limits=session.limits,
         data={
             "name": samples.name,
             "samples": len(samples.samples),
             "labelled": samples.labelled,
             "duplicates": samples.duplicates,
         },
-        environment={"before": before, "after": environment()},
-        seed=seed,
-        seconds=time.perf_counter() - begun,
+        environment={"before": before, "after": environment(session.after)},
+        seed=session.seed,
+        seconds=seconds,
         samples=session.said,
         slices=session.slices,
-        receipts=tuple(new.manifest.receipts),
+        receipts=tuple(session.new.manifest.receipts),
+        notes=tuple(notes),
     )
 
 
 class Session:
-    """Two open models, their samples, and what has been found so far."""
+    """An open candidate, what it is compared with, their samples, and what has been found so far."""
 
     def __init__(
-        self, new: Model, old: Model, samples: Dataset, limits: Limits, seed: int, progress: Progress | None
+        self, new: Model, old: Parent, samples: Dataset, limits: Limits, seed: int, progress: Progress | None
     ) -> None:
         self.new, self.old, self.samples, self.limits = new, old, samples, limits
         self.seed, self.progress = seed, progress
@@ -157,13 +201,16 @@ class Session:
         self.metrics: list[Pair] = []
         self.latency: list[Comparison] = []
         self.failures: list[Failure] = []
+        self.after: Conditions | None = None
         self.said: tuple[dict[str, Any], ...] = ()
         self.slices: tuple[SliceLoss, ...] = ()
 
     def judge(self) -> None:
         """Tasks with an answer for each sample."""
+        if self.task == "text-generation":
+            scorers(self.limits.reference_metric)  # a missing library shows before minutes are spent
         said = collect(self.new, self.samples, "candidate", self.progress)
-        before = collect(self.old, self.samples, "baseline", self.progress)
+        before = self.old.answers(self.samples, self.progress)
         self.said = said_of_samples(self.samples, said, before, self.new.manifest.labels or (), self.task)
         self.failures += [*said.failures, *before.failures]
         self.checks.append(failure_check(self.failures, len(self.samples.samples)))
@@ -173,9 +220,17 @@ class Session:
 
     def judge_labels(self, said: Outputs, before: Outputs) -> None:
         """Task metrics; the first one decides, the others are reported."""
-        for number, (new, old) in enumerate(zip(self.scores(said), self.scores(before), strict=True)):
+        if self.task == "feature-extraction":
+            pair, check = judge_similarity(self.samples, said, before, self.limits, self.seed)
+            self.metrics.append(pair)
+            self.checks.append(check)
+            return
+        labels, metric = self.new.manifest.labels or (), self.limits.reference_metric
+        sides = (scores(self.task, labels, self.samples, one, metric) for one in (said, before))
+        for number, (new, old) in enumerate(zip(*sides, strict=True)):
             loss = paired_loss(new, old, seed=self.seed)
-            self.metrics.append(Pair(new.name, new.value, old.value, loss, "points lost", new.n))
+            alone = (estimate(side, seed=self.seed) for side in (new, old))
+            self.metrics.append(Pair(new.name, new.value, old.value, loss, "points lost", new.n, *alone))
             if number == 0:
                 limits, p_worse = self.limits, exact_p(new, old)
                 check = judge_loss(new.name, loss, limits.max_loss_points, new.n, limits.rule, p_worse=p_worse)
@@ -189,28 +244,14 @@ class Session:
         worst = judge_slices(new.name, self.slices, self.limits.slice_margin)
         self.checks += [worst] if worst else []
 
-    def scores(self, said: Outputs) -> list[Measured]:
-        samples = self.samples.samples
-        if self.task == "text-classification":
-            predicted, truth = label_list(said), [sample.label for sample in samples]
-            return [accuracy(predicted, truth), macro_f1(predicted, truth, len(self.new.manifest.labels or ()))]
-        if self.task == "token-classification":
-            found = [None if item is None else item.spans for item in said.items]
-            return [span_f1(found, [sample.spans for sample in samples])]
-        answers = [None if item is None else item.answer for item in said.items]
-        true = [sample.answers for sample in samples]
-        return [answer_token_f1(answers, true), exact_match(answers, true)]
-
     def judge_agreement(self, said: Outputs, before: Outputs) -> None:
         """Against the parent, without labels; with labels it is judged only if the limit was asked for."""
         limits = self.limits
-        found = measures.agreement(self.task, said, before)
-        first, n = estimate(found[0], seed=self.seed), found[0].n
         if self.task == "feature-extraction":
-            smallest = float(measures.cosines(said, before).min())
-            self.checks.append(judge_floor("cosine mean", first, limits.min_cosine_mean, n, limits.rule))
-            self.checks.append(judge_budget("cosine min", smallest, limits.min_cosine_min, "share", at_most=False, n=n))
+            self.checks += embedding_checks(self.samples, said, before, limits, self.seed)
             return
+        found = agreement(self.task, said, before)
+        first, n = estimate(found[0], seed=self.seed), found[0].n
         floor = limits.min_agreement
         if floor is None and not self.samples.labelled:
             floor = AGREEMENT[self.task]
@@ -220,9 +261,12 @@ class Session:
             self.checks.append(judge_budget(extra.name, extra.value, None, unit, n=extra.n))
 
     def judge_generation(self, max_tokens: int | None) -> None:
-        """Perplexity, next-token agreement and divergence on the texts."""
+        """Perplexity, next-token agreement and divergence on the texts; where there are references, those instead."""
+        if self.samples.labelled:
+            self.judge()
+            return
         texts = [sample.text for sample in self.samples.samples]
-        found = compare_likelihood(self.new, self.old, texts, max_tokens=max_tokens, progress=self.progress)
+        found = self.old.likelihood(self.new, texts, max_tokens, self.progress)
         self.said = said_of_windows(found)
         self.failures += found.failures
         self.checks.append(failure_check(self.failures, found.candidate.n + len(found.failures)))
@@ -235,11 +279,13 @@ class Session:
         if limits.max_perplexity_ratio is not None:
             self.checks.append(judge_ratio_loss("perplexity", ratio, limits.max_perplexity_ratio, n, limits.rule))
         new, old = found.candidate.value, found.baseline.value
-        self.metrics.append(Pair("perplexity", new, old, ratio.map(safe_exp), "ratio", n))
+        alone = (estimate(side, seed=self.seed) for side in (found.candidate, found.baseline))
+        self.metrics.append(Pair("perplexity", new, old, ratio.map(safe_exp), "ratio", n, *alone))
         floor = AGREEMENT[self.task] if limits.min_agreement is None else limits.min_agreement
         same = estimate(found.top_1, seed=self.seed)
         self.checks.append(judge_floor("next-token agreement", same, floor, n, limits.rule))
-        self.checks.append(judge_budget("KL divergence", found.divergence.value, limits.max_kl, "nats", n=n))
+        if found.divergence is not None:
+            self.checks.append(judge_budget("KL divergence", found.divergence.value, limits.max_kl, "nats", n=n))
 
     def judge_bytes(self) -> None:
         size = served_bytes(self.new.manifest, self.new.dialect)
@@ -271,7 +317,7 @@ WHOLE_TEXTS = ("text-classification", "feature-extraction")
 """Tasks with one answer a text."""
 
 
-def same_kind(candidate: Manifest, baseline: Manifest) -> None:
+def same_kind(candidate: Manifest, baseline: Manifest | BaselineFile) -> None:
     """Refuse a baseline that is no version of the same model.
 
     Of texts judged as a whole tokens do not matter, so a vocabulary may have been trimmed; else outputs are compared

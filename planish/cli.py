@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "build": ("planish.commands_build", "build", "Build a TensorRT engine of a bundle, on the device or ahead for it."),
     "run": ("planish.commands_use", "run", "Answer texts with a bundle."),
     "bench": ("planish.commands_use", "bench", "Measure bundles, side by side."),
+    "baseline": ("planish.commands_gate", "baseline", "Keep what a bundle says in a file, for later gates."),
     "gate": ("planish.commands_use", "gate", "Compare a bundle with a baseline: pass, regress or inconclusive."),
     "verify": ("planish.commands_look", "verify", "Check every file of a bundle against its manifest."),
     "inspect": ("planish.commands_look", "inspect", "Say what a bundle or checkpoint is made of."),

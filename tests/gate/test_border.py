@@ -8,7 +8,8 @@ import sys
 
 from planish import gate
 
-BLOCKED = ("torch", "transformers", "onnx", "pydantic", "huggingface_hub", "scipy", "sklearn", "pandas")
+BLOCKED = ("torch", "transformers", "onnx", "pydantic", "huggingface_hub", "scipy", "sklearn", "pandas",
+           "sacrebleu", "rouge_score")  # fmt: skip
 
 SCRIPT = f"""
 import importlib, pkgutil, sys
