@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
 from planish import say
+from planish.budget_options import budget_options
+from planish.commands_selftest import WithSelftest
 from planish.errors import InputError
 from planish.options import json_option, seconds_option, shape_of, threads_option
-from planish.report_files import check_reports, report_options, write_reports
+from planish.report_files import bench_report_options, check_reports, report_options, write_reports
 
 __all__ = ["bench", "gate", "run"]
 
@@ -100,36 +102,64 @@ def stream_out(model: Any, prompt: str, options: dict[str, Any]) -> None:
 @click.command()
 @click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--shape", "shapes", multiple=True, help="BATCHxLENGTH, e.g. 1x128; may be given again.")
+@click.option(
+    "--data", type=click.Path(path_type=Path), help="Also find each bundle's accuracy here: JSONL as for planish gate."
+)
 @seconds_option(20.0, "Time to spend.")
 @device_option
 @threads_option
+@bench_report_options
 @json_option
 def bench(
-    bundles: tuple[Path, ...], shapes: tuple[str, ...], seconds: float, device: str, threads: int | None, as_json: bool
+    bundles: tuple[Path, ...],
+    shapes: tuple[str, ...],
+    data: Path | None,
+    seconds: float,
+    device: str,
+    threads: int | None,
+    as_json: bool,
+    **files: Path | None,
 ) -> None:
     """Measure BUNDLES: latency and throughput; several are interleaved and given as ratios to the first."""
     from planish import gate as half
 
+    check_reports(files)
     parsed = [shape_of(shape) for shape in shapes] or None
     with say.progress_bar(quiet=as_json) as progress:
         report = half.bench(
-            list(bundles), shapes=parsed, seconds=seconds, threads=threads, device=device, progress=progress
+            list(bundles), data=data, shapes=parsed, seconds=seconds, threads=threads, device=device, progress=progress
         )
     say.answer({"bench": report.to_json()}, as_json=as_json, lines=[report.to_markdown()])
+    write_reports(report, files)
 
 
-@click.command()
+@click.command(cls=WithSelftest, epilog="planish gate selftest BUNDLE proves that the gate can fail, here.")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--baseline", "-b", required=True, type=click.Path(path_type=Path), help="The bundle to compare with.")
+@click.option(
+    "--baseline",
+    "-b",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The bundle to compare with; or a file of `planish baseline`, or a directory of them.",
+)
+@click.option("--across-devices", is_flag=True, help="Take a baseline file of another device, too, and say so.")
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
-    help="JSONL with labels, or .txt; default: built-in text, without labels.",
+    help="JSONL with labels, scored pairs or references, or .txt; default: built-in text, without labels.",
+)
+@click.option(
+    "--reference-metric",
+    type=click.Choice(["chrF", "BLEU", "ROUGE-L"], case_sensitive=False),
+    default="chrF",
+    show_default=True,
+    help="What decides where the data has prompts and references.",
 )
 @click.option(
     "--max-loss", type=float, default=0.5, show_default=True, help="Largest loss of the task metric, in points."
 )
 @click.option("--max-slice-loss", type=float, help="The same on a slice of the data; default: four times --max-loss.")
+@budget_options
 @click.option("--no-latency", is_flag=True, help="Judge accuracy alone.")
 @seconds_option(60.0, "Time the latency comparison may take.")
 @device_option
@@ -140,9 +170,14 @@ def gate(
     bundle: Path,
     baseline: Path,
     data: Path | None,
+    reference_metric: Literal["chrF", "BLEU", "ROUGE-L"],
     max_loss: float,
     max_slice_loss: float | None,
+    max_bytes: int | None,
+    max_memory: int | None,
+    max_energy: float | None,
     no_latency: bool,
+    across_devices: bool,
     seconds: float,
     device: str,
     threads: int | None,
@@ -158,13 +193,21 @@ def gate(
             bundle,
             baseline,
             data=data,
-            limits=half.Limits(max_loss_points=max_loss, max_slice_loss_points=max_slice_loss),
+            limits=half.Limits(
+                max_loss_points=max_loss,
+                max_slice_loss_points=max_slice_loss,
+                reference_metric=reference_metric,
+                max_bytes=max_bytes,
+                max_peak_rss_bytes=max_memory,
+                max_energy_joules=max_energy,
+            ),
             latency=not no_latency,
             seconds=seconds,
             device=device,
             threads=threads,
+            across_devices=across_devices,
             progress=progress,
         )
-    write_reports(report, files)
     say.answer({"gate": report.to_json(), "exit_code": report.exit_code}, as_json=as_json, lines=[report.to_markdown()])
+    write_reports(report, files)
     return report.exit_code

@@ -1,0 +1,90 @@
+"""Slowdowns planted by real work: what a gate must find, made on the machine that is to find it.
+
+A block of a planted side does more of the same work and is told as if it had done the usual number; nothing else
+differs, so what is measured is the gate and the machine, not a simulation of either.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planish.gate.clock import Clock, Timing
+from planish.gate.latency import Probe, Sides, Sitting, block_length
+from planish.gate.workloads import encoder_run
+from planish.runtime.loader import load
+
+if TYPE_CHECKING:
+    from planish.runtime.model import Model
+
+__all__ = ["INFERENCES", "decoding", "planted_sitting", "working"]
+
+INFERENCES = 10  # a block: the smallest in which 10 % is a whole inference
+
+
+def working(run: Callable[[], object], extra: float, inferences: int = INFERENCES) -> Probe:
+    """A block of ``inferences`` and ``extra`` more, told as ``inferences``; half a one is one every other block."""
+    owed = 0.0
+
+    def probe(clock: Clock) -> dict[str, Timing]:
+        nonlocal owed
+        owed += extra
+        more = int(owed)
+        owed -= more
+        run()
+        cpu, wall = clock.cpu(), clock.wall()
+        for _ in range(inferences + more):
+            run()
+        return {"inference": Timing((clock.cpu() - cpu) / inferences, (clock.wall() - wall) / inferences)}
+
+    return probe
+
+
+def decoding(model: Model, ids: NDArray[np.int64], extra: int, steps: int = INFERENCES) -> Probe:
+    """``steps`` and ``extra`` more after a prompt of ``ids`` ``[rows, length]``, told as ``steps``."""
+    forced = np.random.default_rng(1).integers(0, model.manifest.vocab_size, size=(steps + extra, len(ids)))
+
+    def probe(clock: Clock) -> dict[str, Timing]:
+        run = model.decoder.start(len(ids), longest=ids.shape[1], limit=ids.shape[1] + len(forced))
+        run.prefill(list(ids))  # untimed: the other side's cache lines leave
+        cpu, wall = clock.cpu(), clock.wall()
+        for tokens in forced:
+            run.step(tokens.tolist())
+        timing = Timing((clock.cpu() - cpu) / steps, (clock.wall() - wall) / steps)
+        run.close()
+        return {"decode": timing}
+
+    return probe
+
+
+def planted_sitting(
+    bundle: str | Path, ids: NDArray[np.int64], plant: float, clock: Clock, options: dict[str, Any]
+) -> Sitting:
+    """Two sessions of one bundle, opened anew; the candidate does ``plant`` (0.1: a tenth) more work, 0 for A/A.
+
+    Args:
+        ids: ``[rows, length]`` of the batch; of a decoder the prompt, and steps are timed.
+        options: of `planish.runtime.load`, the same for both.
+    """
+
+    @contextmanager
+    def sit(candidate_first: bool) -> Iterator[Sides]:
+        with load(bundle, **options) as first, load(bundle, **options) as second:
+            new, old = (first, second) if candidate_first else (second, first)
+            if old.manifest.generation is not None:
+                yield {"decode": (decoding(new, ids, round(plant * INFERENCES)), decoding(old, ids, 0))}
+                return
+            runs = [encoder_run(model, ids) for model in (new, old)]
+            # As long as the gate's own blocks, in whole tens: what 10 % adds is then whole inferences.
+            inferences = INFERENCES * math.ceil(max(block_length(run, clock) for run in runs) / INFERENCES)
+            extras = (plant * inferences, 0.0)
+            candidate, baseline = (working(run, more, inferences) for run, more in zip(runs, extras, strict=True))
+            yield {"x".join(map(str, ids.shape)): (candidate, baseline)}
+
+    return sit
