@@ -1,4 +1,4 @@
-"""A gate's figures for the GitHub action *github-action-benchmark* (its tool ``customSmallerIsBetter``).
+"""Figures of a gate or a bench for the GitHub action *github-action-benchmark* (its tool ``customSmallerIsBetter``).
 
 A JSON array of ``{"name", "unit", "value", "range", "extra"}`` that the action keeps from commit to commit and draws.
 Only figures that are better when smaller: times, the ratio to the baseline, points lost, bytes.
@@ -11,10 +11,11 @@ import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from planish.gate.benchmark import BenchReport
     from planish.gate.report import GateReport
     from planish.gate.statistics import Interval
 
-__all__ = ["action_benchmark"]
+__all__ = ["action_benchmark", "bench_benchmark"]
 
 
 def action_benchmark(report: GateReport) -> str:
@@ -33,6 +34,29 @@ def action_benchmark(report: GateReport) -> str:
             about = f"{pair.candidate:.4f}, n = {pair.n}"
             entries.append(_entry(f"{pair.name} ratio", "ratio", pair.change.estimate, pair.change, about))
     entries.append(_entry("size", "bytes", float(report.candidate.bytes), None, report.candidate.name))
+    return _array(entries)
+
+
+def bench_benchmark(report: BenchReport) -> str:
+    """The same of a bench: times, ratios to the first bundle, bytes, peak memory."""
+    entries: list[dict[str, Any]] = []
+    for one in report.measurements:
+        name, interval = f"{one.bundle} {one.shape} {one.phase}", one.interval.map(lambda value: 1e3 * value)
+        about = f"wall clock, {one.rounds} times"
+        entries.append(_entry(f"{name} p50", "ms", 1e3 * one.p50, interval, about))
+        entries.append(_entry(f"{name} p95", "ms", 1e3 * one.p95, None, about))
+    for found in report.ratios:
+        about = f"{found.judged} time, {found.pairs} sittings"
+        entries.append(_entry(f"{found.name} ratio", "ratio", found.ratio.estimate, found.ratio, about))
+    for bundle in report.bundles:
+        entries.append(_entry(f"{bundle['name']} size", "bytes", float(bundle["bytes"]), None, str(bundle["digest"])))
+        if bundle["peak_rss_bytes"] is not None:
+            peak = float(bundle["peak_rss_bytes"])
+            entries.append(_entry(f"{bundle['name']} peak memory", "bytes", peak, None, "resident set of a process"))
+    return _array(entries)
+
+
+def _array(entries: list[dict[str, Any]]) -> str:
     return json.dumps([entry for entry in entries if math.isfinite(entry["value"])], indent=1) + "\n"
 
 

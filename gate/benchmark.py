@@ -1,16 +1,16 @@
 """bench(): how fast, how big, how much memory; several bundles take turns, so that their ratios mean something.
 
 Every round runs each bundle once, in random order, after one untimed inference. Percentiles are of the wall clock,
-which is what a caller waits; ratios are to the first bundle, paired by round, of CPU time on CPU engines and of the
-wall clock elsewhere; a pair is a sitting, with sessions opened anew (`planish.gate.latency` says why). Nothing is
-judged here: that is `planish.gate.gate`.
+which is what a caller waits; ratios are to the first bundle, paired by sitting, of CPU time on CPU engines and of the
+wall clock elsewhere, with sessions opened anew for each (`planish.gate.latency` says why). With labelled data every
+bundle's metric is found, too. Nothing is judged here: that is `planish.gate.gate`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +21,16 @@ from planish.gate.clock import Clock, ProcessClock, Timing, environment
 from planish.gate.latency import SETTLED, Probe, median_timing
 from planish.gate.limits import check_seconds
 from planish.gate.memory import peak_memory
-from planish.gate.report import table
-from planish.gate.slowdown import Comparison, Pairs, Plan, decide
-from planish.gate.workloads import BENCH_SHAPES, Shape, probes, shapes_for
+from planish.gate.report import between, table
+from planish.gate.scores import Score, data_for, score_bundles
+from planish.gate.slowdown import UNKNOWN, Comparison, Pairs, Plan, decide
+from planish.gate.statistics import Interval, hodges_lehmann
+from planish.gate.workloads import BENCH_SHAPES, Shape, probes, shapes_for, spelled
 from planish.runtime.loader import load
 from planish.runtime.manifest import read_manifest
 
 if TYPE_CHECKING:
+    from planish.gate.data import Dataset
     from planish.runtime.manifest import Manifest
     from planish.runtime.model import Model
 
@@ -49,9 +52,11 @@ class Measurement:
 
     Attributes:
         p50, p90, p95: of the wall clock, seconds.
+        interval: of the median, from the medians of the sittings (Hodges-Lehmann); unbounded below six sittings.
         cpu: median process CPU time, seconds.
         rows_per_second: sequences (encoders, prefill) or decode steps times the batch.
         tokens_per_second: tokens read (encoders, prefill) or written (decode).
+        times: every unit by the wall clock, seconds, in the order they were measured; not part of the JSON.
     """
 
     bundle: str
@@ -64,20 +69,25 @@ class Measurement:
     rows_per_second: float
     tokens_per_second: float
     rounds: int
+    interval: Interval = UNKNOWN
+    times: tuple[float, ...] = field(default=(), repr=False)
 
     def to_json(self) -> dict[str, Any]:
-        return dict(vars(self))
+        plain = {name: value for name, value in vars(self).items() if name != "times"}
+        return {**plain, "interval": self.interval.to_json()}
 
 
 @dataclass(frozen=True)
 class BenchReport:
-    """The result of `bench`; ``ratios`` compare each further bundle with the first."""
+    """The result of `bench`; ``ratios`` compare each further bundle with the first, ``scores`` are on the data."""
 
     bundles: tuple[Mapping[str, Any], ...]
     measurements: tuple[Measurement, ...]
     ratios: tuple[Comparison, ...]
     environment: Mapping[str, Any]
     seed: int
+    scores: tuple[Score, ...] = ()
+    data: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """One JSON object."""
@@ -86,16 +96,20 @@ class BenchReport:
             "bundles": [dict(bundle) for bundle in self.bundles],
             "measurements": [measurement.to_json() for measurement in self.measurements],
             "ratios": [ratio.to_json() for ratio in self.ratios],
+            "scores": [score.to_json() for score in self.scores],
+            "data": None if self.data is None else dict(self.data),
             "environment": dict(self.environment),
             "seed": self.seed,
         }
 
     def to_markdown(self) -> str:
-        """Tables of bundles, times and ratios."""
+        """Tables of bundles, scores, times and ratios."""
         parts = [
             table(("bundle", "task", "MB", "peak RSS MB"), map(bundle_cells, self.bundles)),
             table(TIMES_HEAD, map(time_cells, self.measurements)),
         ]
+        if self.scores:
+            parts.insert(1, table(SCORE_HEAD, map(score_cells, self.scores)))
         if self.ratios:
             parts.append(table(RATIO_HEAD, map(ratio_cells, self.ratios)))
         before = self.environment["before"]
@@ -105,6 +119,7 @@ class BenchReport:
         return "\n\n".join([*parts, ", ".join(words)]) + "\n"
 
 
+SCORE_HEAD = ("bundle", "metric", "found", "95 % interval", "n")
 TIMES_HEAD = ("bundle", "shape", "phase", "p50 ms", "p90 ms", "p95 ms", "CPU ms", "rows/s", "tokens/s", "rounds")
 RATIO_HEAD = ("time of", "clock", "ratio", "95 % interval", "wall ratio", "sittings")
 
@@ -112,6 +127,7 @@ RATIO_HEAD = ("time of", "clock", "ratio", "95 % interval", "wall ratio", "sitti
 def bench(
     bundles: str | Path | Sequence[str | Path],
     *,
+    data: str | Path | Dataset | None = None,
     shapes: Sequence[tuple[int, int]] | None = None,
     seconds: float = 20.0,
     seed: int = 0,
@@ -124,12 +140,15 @@ def bench(
     """Measure one bundle, or several side by side.
 
     Args:
+        data: an evaluation file with labels (decoders: text) on which each bundle's metric is found.
         shapes: ``(batch, length)`` pairs; default 1x32, 1x128 and 8x128; decoders a prompt of 1x128 and 16 steps.
         seconds: for all shapes together, opening the bundles not counted; at least five rounds a sitting.
         memory: also the peak memory of each, in a process of its own.
 
     Raises:
-        InputError: no bundle, bundles of different tasks, a shape too long, ``seconds`` that are not above 0.
+        InputError: no bundle, bundles of different tasks, a shape too long, ``seconds`` that are not above 0, data
+            without labels.
+        DataError: a bad line in the data.
         BundleError: a bundle is damaged.
     """
     paths = [bundles] if isinstance(bundles, (str, Path)) else list(bundles)
@@ -141,6 +160,7 @@ def bench(
     tasks = {manifest.task for manifest in manifests}
     if len({task == "text-generation" for task in tasks}) > 1:
         raise InputError("bundles that can be run side by side", " and ".join(sorted(tasks)), "measure them apart")
+    samples = None if data is None else data_for(manifests, data)
     clock, rng, times = clock or ProcessClock(), np.random.default_rng(seed), Times()
     before = {**environment(), "threads": threads}
     count = SITTINGS if len(paths) > 1 else 1
@@ -159,7 +179,10 @@ def bench(
                 take_turns(models, shape, clock, seconds / len(wanted) / count, rng, times)
         if progress:
             progress("bench", number + 1, count)
-    plan = Plan(limit=None, judged="cpu" if on_cpu else "wall", seed=seed)
+    after, plan = environment(), Plan(limit=None, judged="cpu" if on_cpu else "wall", seed=seed)
+    found: tuple[Score, ...] = ()
+    if samples is not None:
+        found = score_bundles(names, paths, samples, device=device, threads=threads, seed=seed, progress=progress)
     described = [
         describe(name, path, manifest, memory, threads, device)
         for name, path, manifest in zip(names, paths, manifests, strict=True)
@@ -169,8 +192,10 @@ def bench(
         bundles=tuple(described),
         measurements=tuple(measured(names[index], shape, phase, taken) for (index, shape, phase), taken in rows),
         ratios=tuple(compared(names, times, plan)),
-        environment={"before": before, "after": environment()},
+        environment={"before": before, "after": after},
         seed=seed,
+        scores=found,
+        data=None if samples is None else {"name": samples.name, "samples": len(samples.samples)},
     )
 
 
@@ -212,6 +237,7 @@ def measured(name: str, shape: Shape, phase: str, sittings: Sequence[Sequence[Ti
     """The times of all sittings together."""
     taken = [timing for sitting in sittings for timing in sitting]
     wall = np.array([timing.wall for timing in taken])
+    medians = np.array([median_timing(sitting).wall for sitting in sittings])
     p50, p90, p95 = (float(value) for value in np.percentile(wall, (50, 90, 95)))
     tokens = shape.batch * (1 if phase == "decode" else shape.length)
     return Measurement(
@@ -225,6 +251,8 @@ def measured(name: str, shape: Shape, phase: str, sittings: Sequence[Sequence[Ti
         rows_per_second=shape.batch / p50 if p50 > 0 else 0.0,
         tokens_per_second=tokens / p50 if p50 > 0 else 0.0,
         rounds=len(taken),
+        interval=hodges_lehmann(medians),
+        times=tuple(wall.tolist()),
     )
 
 
@@ -254,14 +282,19 @@ def bundle_cells(bundle: Mapping[str, Any]) -> list[str]:
 def time_cells(found: Measurement) -> list[str]:
     times = [f"{1e3 * value:.3f}" for value in (found.p50, found.p90, found.p95, found.cpu)]
     speeds = [f"{found.rows_per_second:.1f}", f"{found.tokens_per_second:,.0f}"]
-    return [found.bundle, found.shape, found.phase, *times, *speeds, str(found.rounds)]
+    return [found.bundle, found.shape, spelled(found.phase), *times, *speeds, str(found.rounds)]
+
+
+def score_cells(found: Score) -> list[str]:
+    value = f"{found.interval.estimate:.4f}"
+    return [found.bundle, found.metric, value, between(found.interval), str(found.n)]
 
 
 def ratio_cells(found: Comparison) -> list[str]:
     ratio = found.ratio
     interval = f"{ratio.low:.3f} to {ratio.high:.3f}"
     return [
-        found.name,
+        spelled(found.name),
         found.judged,
         f"{ratio.estimate:.3f}",
         interval,

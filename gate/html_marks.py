@@ -1,7 +1,7 @@
 """Small charts of an HTML report, drawn with positioned elements: text keeps its size on any screen, nothing is loaded.
 
 A :class:`Scale` maps values to per cents of a track; `track` draws an interval, its estimate, a limit and single
-values on one; `axis` draws the numbers beneath.
+values on one, `histogram` very many values and some quantiles, `bar` a size; `axis` draws the numbers beneath.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-__all__ = ["Scale", "axis", "scale_of", "shown", "track"]
+__all__ = ["Scale", "axis", "bar", "histogram", "scale_of", "shown", "track"]
+
+BINS = 60
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,38 @@ def track(
         parts.append(f'<i class="dot" style="left:{scale.percent(estimate):.2f}%"></i>')
     words = escape(says, quote=True)
     return f'<div class="track {tone}" role="img" aria-label="{words}" title="{words}">{"".join(parts)}</div>'
+
+
+def histogram(
+    scale: Scale, values: Sequence[float], quantiles: Sequence[float], *, tone: str = "", says: str = ""
+) -> str:
+    """How ``values`` are spread, in :data:`BINS` bars, and ``quantiles`` (the first is the longest mark). What lies
+    beyond an end of the scale is in the bar at that end.
+    """
+    counts = [0] * BINS
+    for value in values:
+        if math.isfinite(value):
+            counts[min(BINS - 1, int(BINS * scale.percent(value) / 100))] += 1
+    most, width = max(counts) or 1, 100 / BINS
+    parts = []
+    for number, count in enumerate(counts):
+        if count:
+            place = f"left:{number * width:.2f}%;width:{width:.2f}%;height:{max(4.0, 100 * count / most):.1f}%"
+            parts.append(f'<i class="bin" style="{place}"></i>')
+    for number, value in enumerate(quantiles):
+        if math.isfinite(value):
+            kind = "quantile" if number else "quantile first"
+            parts.append(f'<i class="{kind}" style="left:{scale.percent(value):.2f}%"></i>')
+    words = escape(says, quote=True)
+    return f'<div class="track tall {tone}" role="img" aria-label="{words}" title="{words}">{"".join(parts)}</div>'
+
+
+def bar(share: float, *, tone: str = "", says: str = "") -> str:
+    """A bar as long as ``share``, 0 to 1, of the track."""
+    words = escape(says, quote=True)
+    length = f"width:{100 * min(1.0, max(0.0, share)):.2f}%"
+    inner = f'<div class="bar" style="{length}"></div>'
+    return f'<div class="track {tone}" role="img" aria-label="{words}" title="{words}">{inner}</div>'
 
 
 def axis(scale: Scale, unit: str) -> str:

@@ -1,13 +1,16 @@
 """A gate's report as JUnit XML, for the test views of CI systems.
 
-One test case a check. A check that regressed is a failure, one that could not be decided an error: neither is green. A
-check without a limit passes and says what it found. Elements as in the schema most readers follow (Jenkins' xunit
-plugin): testsuites, testsuite, properties, testcase, failure, error, system-out.
+One test case a check. A check that regressed is a failure, one that could not be decided an error: neither is green.
+What every check found, also those that pass or have no limit, is in the suite's output. The document keeps to what the
+two schemas in use have in common, that of Ant's JUnit task, which asks for more, and that of Jenkins' xunit plugin
+(`tests/gate/junit.xsd`).
 """
 
 from __future__ import annotations
 
+import platform
 import re
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
@@ -21,14 +24,22 @@ __all__ = ["junit"]
 _FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # XML 1.0, section 2.2
 
 
-def junit(report: GateReport) -> str:
-    """The report as one XML document, with its declaration."""
+def junit(report: GateReport, finished: datetime | None = None) -> str:
+    """The report as one XML document, with its declaration; ``finished`` is when the gate ended, by default now."""
     failed = sum(check.required and check.verdict is Verdict.REGRESS for check in report.checks)
     undecided = sum(check.required and check.verdict is Verdict.INCONCLUSIVE for check in report.checks)
     counts = {"tests": str(len(report.checks)), "failures": str(failed), "errors": str(undecided)}
     name, seconds = f"planish gate {report.candidate.name}", f"{report.seconds:.3f}"
-    root = ElementTree.Element("testsuites", {"name": _text("planish gate"), **counts, "time": seconds})
-    suite = ElementTree.SubElement(root, "testsuite", {"name": _text(name), **counts, "skipped": "0", "time": seconds})
+    begun = (finished or datetime.now(timezone.utc)) - timedelta(seconds=report.seconds)
+    place = {
+        "id": "0",
+        "package": f"planish.gate.{_text(report.task)}",
+        "hostname": _text(platform.node()).strip() or "localhost",
+        "timestamp": begun.strftime("%Y-%m-%dT%H:%M:%S"),  # the schema has no time zone; UTC
+    }
+    root = ElementTree.Element("testsuites")
+    suite = ElementTree.SubElement(root, "testsuite", {"name": _text(name), **place, **counts, "skipped": "0"})
+    suite.set("time", seconds)
     facts = {
         "verdict": str(report.verdict),
         "candidate": report.candidate.digest,
@@ -36,12 +47,18 @@ def junit(report: GateReport) -> str:
         "baseline_name": report.baseline.name,
         "data": str(report.data.get("name")),
         "seed": str(report.seed),
+        **({"notes": "; ".join(report.notes)} if report.notes else {}),
     }
     properties = ElementTree.SubElement(suite, "properties")
     for key, value in facts.items():
         ElementTree.SubElement(properties, "property", {"name": key, "value": _text(value)})
     for check in report.checks:
         _add(suite, check, report.task)
+    told = [
+        f"{check.name}: {check.verdict if check.required else 'reported'}: {check.reason}" for check in report.checks
+    ]
+    ElementTree.SubElement(suite, "system-out").text = _text("\n".join(told))
+    ElementTree.SubElement(suite, "system-err").text = ""
     ElementTree.indent(root)
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
 
@@ -51,9 +68,7 @@ def _add(suite: ElementTree.Element, check: Check, task: str) -> None:
     case = ElementTree.SubElement(suite, "testcase", place)
     words = {Verdict.REGRESS: "failure", Verdict.INCONCLUSIVE: "error"}
     kind = words.get(check.verdict) if check.required else None
-    if kind is None:
-        ElementTree.SubElement(case, "system-out").text = _text(check.reason)
-    else:
+    if kind is not None:
         found = ElementTree.SubElement(case, kind, {"type": str(check.verdict), "message": _text(check.reason)})
         found.text = _text(check.reason)
 

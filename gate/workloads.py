@@ -2,7 +2,8 @@
 
 Encoders get one batch of a shape, full length, of random token ids: kernels do not look at the values. Decoders get a
 prompt and a fixed number of forced steps, through the runtime's own cache: prefill and decode are separate phases, and
-no end-of-text token cuts one side short.
+no end-of-text token cuts one side short. In a server's words prefill is the time to first token, from token ids to the
+first logits (tokenizing and choosing not counted), and decode the inter-token latency, one step of the whole batch.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from planish.runtime.decoders import Run
 if TYPE_CHECKING:
     from planish.runtime.model import Model
 
-__all__ = ["BENCH_SHAPES", "GATE_SHAPES", "Shape", "encoder_run", "probes", "shapes_for"]
+__all__ = ["BENCH_SHAPES", "GATE_SHAPES", "Shape", "encoder_run", "probes", "shapes_for", "spelled"]
 
 Ints = NDArray[np.int64]
 
 GATE_SHAPES = {"encoder": ((1, 32), (1, 128)), "decoder": ((1, 64),)}
 BENCH_SHAPES = {"encoder": ((1, 32), (1, 128), (8, 128)), "decoder": ((1, 128),)}
+PHASES = {"prefill": "time to first token", "decode": "inter-token latency"}
 NEW_TOKENS = 16
 SETTLE_TOKENS = 8
 
@@ -45,6 +47,16 @@ class Shape:
 
     def __str__(self) -> str:
         return f"{self.batch}x{self.length}"
+
+
+def spelled(name: str) -> str:
+    """A name that ends in a phase, with what a server calls that phase.
+
+    >>> spelled("1x64 prefill"), spelled("1x32 inference")
+    ('1x64 prefill (time to first token)', '1x32 inference')
+    """
+    words = PHASES.get(name.split(" ")[-1])
+    return f"{name} ({words})" if words else name
 
 
 def shapes_for(

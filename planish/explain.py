@@ -10,14 +10,13 @@ from typing import Any
 
 from planish.describe import json_object
 from planish.errors import CheckpointError, InputError, PlanishError
+from planish.gate.receipts import headline
 
 __all__ = ["HEAD", "Explained", "explain", "leave_one_out"]
 
 Progress = Callable[[str, int, int], None]
 HEAD = ("pass", "MB", "parameters", "MFLOPs", "quality", "agreement", "latency", "seconds")
 LEFT_OUT_HEAD = ("without", "MB", "parameters", "MFLOPs", "quality", "agreement")
-QUALITIES = ("accuracy", "span_f1", "answer_f1", "perplexity", "cosine_mean", "similarity_correlation", "loss")
-"""What is quoted of a pass's quality: the first that was measured."""
 
 
 @dataclass(frozen=True)
@@ -169,8 +168,7 @@ def changed(before: Mapping[str, Any] | None, after: Mapping[str, Any], key: str
 
 def quality_cell(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> str:
     """The headline metric, and by how much the pass changed it."""
-    quality = after.get("quality") or {}
-    name = next((name for name in QUALITIES if name in quality), None)
+    quality, name = after.get("quality") or {}, headline(after)
     if name is None:
         return "-"
     earlier = ((before or {}).get("quality") or {}).get(name)

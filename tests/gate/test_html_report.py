@@ -54,9 +54,16 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.words).split())
 
 
+MADE: list[GateReport] = []
+"""One for all tests: nothing in it can be changed."""
+
+
 @pytest.fixture
 def report(make_bundle: MakeBundle, reviews: Path, step_clock: Any) -> GateReport:
-    return gate(make_bundle("new", seed=1, noise=0.4), make_bundle("old"), data=reviews, clock=step_clock)
+    if not MADE:
+        new, old = make_bundle("new", seed=1, noise=0.4), make_bundle("old")
+        MADE.append(gate(new, old, data=reviews, clock=step_clock))
+    return MADE[0]
 
 
 def test_the_page_says_what_the_report_says(report: GateReport) -> None:
@@ -71,6 +78,13 @@ def test_the_page_says_what_the_report_says(report: GateReport) -> None:
     assert report.candidate.digest in page.text
     assert "ms median of" in page.text
     assert "points lost, 95 % interval" in page.text
+    assert "milliseconds of CPU time, one dot a sitting; bar: 95 % interval of the median" in page.text
+    assert "ratio, one dot a sitting; bar: 95 % interval" in page.text
+    for pair in report.metrics:
+        assert f"{pair.name}, 95 % interval of each side alone" in page.text
+        for value, interval in ((pair.candidate, pair.candidate_interval), (pair.baseline, pair.baseline_interval)):
+            assert interval is not None
+            assert f"{shown(value)} {shown(interval.low)} to {shown(interval.high)}" in page.text
 
 
 def test_the_page_loads_nothing(report: GateReport) -> None:
@@ -84,17 +98,28 @@ def test_the_page_loads_nothing(report: GateReport) -> None:
 
 
 def test_what_passes_took_is_drawn(report: GateReport) -> None:
+    middle = {"bytes": 1e6, "quality": {"accuracy": 0.8, "agreement": 0.95}}
     receipts = (
-        {
-            "pass": "prune",
-            "before": {"bytes": 2e6, "quality": {"accuracy": 0.9}},
-            "after": {"bytes": 1e6, "quality": {"accuracy": 0.8, "agreement": 0.95}},
-        },
+        {"pass": "prune", "before": {"bytes": 2e6, "quality": {"accuracy": 0.9}}, "after": middle},
+        {"pass": "distill", "before": middle, "after": {"bytes": 1e6, "quality": {"accuracy": 0.85}}},
     )
     page = Page(html_report(replace(report, receipts=receipts)))
-    assert "parent 2 MB accuracy 0.9 prune 1 MB accuracy 0.8, agreement 0.95" in page.text
-    assert ("style", "width:50.00%;margin-top:4px") in page.attributes
-    assert "What each pass took" not in Page(html_report(replace(report, receipts=({"pass": "old"},)))).text
+    assert "parent 2 MB before all passes prune 1 MB −50 % distill 1 MB 0 % " in page.text
+    assert ("style", "width:50.00%") in page.attributes
+    told = "parent 0.9 before all passes prune 0.8 −0.1 by this pass, agreement 0.95 distill 0.85 +0.05 by this pass"
+    assert told in page.text
+    blamed = [value for name, value in page.attributes if name == "class" and value in ("track regress", "track pass")]
+    assert blamed[-2:] == ["track regress", "track pass"], "the pass that lost, the pass that won back"
+    assert "What each pass" not in Page(html_report(replace(report, receipts=({"pass": "old"},)))).text
+
+
+def test_a_lower_perplexity_is_the_better_one(report: GateReport) -> None:
+    states = [{"bytes": 1e6, "quality": {"perplexity": value}} for value in (20.0, 25.0)]
+    page = Page(html_report(replace(report, receipts=({"pass": "int4", "before": states[0], "after": states[1]},))))
+    assert "perplexity, lower is better" in page.text
+    assert ("class", "track regress") in page.attributes
+    same = Page(html_report(replace(report, receipts=({"pass": "x", "before": {"bytes": 1}, "after": {"bytes": 1}},))))
+    assert "What each pass cost" not in same.text, "no quality was measured"
 
 
 @given(words=st.text(max_size=60))

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -13,6 +14,7 @@ from xml.etree import ElementTree
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from lxml import etree
 
 from planish.gate import GateReport, Limits, Verdict, gate
 from planish.gate.action_benchmark import action_benchmark
@@ -23,6 +25,7 @@ from planish.gate.sample_lines import sample_lines
 
 MakeBundle = Callable[..., Path]
 SIDE = Side("a", "sha256:0", 1)
+SCHEMA = etree.XMLSchema(etree.parse(str(Path(__file__).with_name("junit.xsd"))))
 
 
 @pytest.fixture
@@ -41,13 +44,15 @@ def test_a_case_for_each_check_and_a_failure_for_each_regress(report: GateReport
     (suite,) = root.findall("testsuite")
     cases = {case.get("name"): case for case in suite.findall("testcase")}
     assert list(cases) == [check.name for check in report.checks]
-    assert suite.get("failures") == root.get("failures") == "1"
-    assert suite.get("errors") == "0"
+    assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == (str(len(cases)), "1", "0")
     failure = cases["size"].find("failure")
     assert failure is not None
     assert failure.get("type") == "regress"
     assert "at most 10" in str(failure.get("message"))
     assert all(case.find("failure") is None for name, case in cases.items() if name != "size")
+    told = str(suite.findtext("system-out")).splitlines()
+    assert len(told) == len(report.checks)
+    assert all(check.name in line and check.reason in line for check, line in zip(report.checks, told, strict=True))
     properties = {one.get("name"): one.get("value") for one in suite.iter("property")}
     assert properties["verdict"] == "regress"
     assert properties["candidate"] == report.candidate.digest
@@ -59,8 +64,26 @@ def test_what_could_not_be_decided_is_an_error_and_what_is_reported_is_neither(r
     root = ElementTree.fromstring(junit(replace(report, checks=(open_question, told))))
     first, second = root.iter("testcase")
     assert [child.tag for child in first] == ["error"]
-    assert [child.tag for child in second] == ["system-out"]
-    assert (root.get("tests"), root.get("failures"), root.get("errors")) == ("2", "0", "1")
+    assert [child.tag for child in second] == []
+    (suite,) = root
+    assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("2", "0", "1")
+    assert suite.findtext("system-out") == "accuracy loss: inconclusive: too few\nagreement: reported: 0.4"
+
+
+def test_the_document_keeps_to_the_schema_readers_share(report: GateReport) -> None:
+    told = Check("agreement", Verdict.PASS, 0.4, None, "share", "0.4", required=False)
+    undecided = Check("accuracy loss", Verdict.INCONCLUSIVE, 0.4, 0.5, "points", "too few")
+    for found in (report, replace(report, checks=(undecided, told)), replace(report, checks=(), seconds=0.0)):
+        SCHEMA.assertValid(etree.fromstring(junit(found).encode()))
+    whole = junit(report)
+    assert not SCHEMA.validate(etree.fromstring(whole.replace(" hostname=", " host=").encode()))
+    assert not SCHEMA.validate(etree.fromstring(whole.replace("<failure type=", "<failure kind=").encode()))
+
+
+def test_the_time_is_when_the_gate_began(report: GateReport) -> None:
+    end = datetime(2026, 3, 1, 0, 0, 5, tzinfo=timezone.utc)
+    (suite,) = ElementTree.fromstring(junit(replace(report, seconds=10.0), end))
+    assert (suite.get("timestamp"), suite.get("time")) == ("2026-02-28T23:59:55", "10.000")
 
 
 @given(st.text())
@@ -70,7 +93,9 @@ def test_any_words_become_xml(words: str) -> None:
     report = GateReport(
         Verdict.REGRESS, "fill-mask", *[SIDE] * 2, (check,), (), (), (), Limits(), {"name": words}, {}, 0, 1.0
     )
-    (case,) = ElementTree.fromstring(junit(report)).iter("testcase")
+    text = junit(report)
+    SCHEMA.assertValid(etree.fromstring(text.encode()))
+    (case,) = ElementTree.fromstring(text).iter("testcase")
     assert len(str(case.get("name"))) <= len(words), "a line break within a value becomes a space"
 
 
