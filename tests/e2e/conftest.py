@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).resolve().parents[2]
 Shelf = Callable[..., Path]
 
 
@@ -45,6 +46,20 @@ def minilm_bundle(make: Shelf, minilm_int8: Path) -> Path:
 @pytest.fixture(scope="session")
 def minilm_parent(make: Shelf, minilm: Path) -> Path:
     return make("minilm-parent.bundle", "export", minilm)
+
+
+@pytest.fixture(scope="session")
+def sentiment(minilm: Path, movie_sentences: dict[str, list[tuple[str, int]]]) -> Path:
+    """MiniLM fine-tuned on the movie sentences: for tests marked slow, unless `.cache` has it."""
+    from tests.sentiment import train_sentiment
+
+    (ROOT / ".cache").mkdir(exist_ok=True)
+    return train_sentiment(minilm, movie_sentences["train"], ROOT / ".cache" / "sentiment-minilm")
+
+
+@pytest.fixture(scope="session")
+def sentiment_parent(make: Shelf, sentiment: Path) -> Path:
+    return make("sentiment-parent.bundle", "export", sentiment)
 
 
 @pytest.fixture(scope="session")
