@@ -100,23 +100,23 @@ def trials_table(answers: Answers, count: int, rng: np.random.Generator) -> None
 
 def exact(lost: np.ndarray, gained: np.ndarray, margin: float = MARGIN) -> np.ndarray:
     """The gate's rule: above half a point, and McNemar's exact one-sided p at most 2.5 %."""
-    return (lost - gained > margin) & (binom.sf(lost - 1, lost + gained, 0.5) <= 0.025)
+    return np.asarray((lost - gained > margin) & (binom.sf(lost - 1, lost + gained, 0.5) <= 0.025))
 
 
 def mid_p(lost: np.ndarray, gained: np.ndarray, margin: float = MARGIN) -> np.ndarray:
     """The same with half of the probability of what was found."""
     p = binom.sf(lost - 1, lost + gained, 0.5) - binom.pmf(lost, lost + gained, 0.5) / 2
-    return (lost - gained > margin) & (p <= 0.025)
+    return np.asarray((lost - gained > margin) & (p <= 0.025))
 
 
 def exact_at_5(lost: np.ndarray, gained: np.ndarray, margin: float = MARGIN) -> np.ndarray:
     """The gate's rule with a p of 5 %."""
-    return (lost - gained > margin) & (binom.sf(lost - 1, lost + gained, 0.5) <= 0.05)
+    return np.asarray((lost - gained > margin) & (binom.sf(lost - 1, lost + gained, 0.5) <= 0.05))
 
 
 def passes(lost: np.ndarray, gained: np.ndarray, margin: float = MARGIN) -> np.ndarray:
     """At most half a point found; that two points are excluded holds too for the numbers here."""
-    return lost - gained <= margin
+    return np.asarray(lost - gained <= margin)
 
 
 RULES: dict[str, Rule] = {"exact (the gate's)": exact, "mid-p": mid_p, "exact at 5 %": exact_at_5}

@@ -157,15 +157,15 @@ def plain(parent: Path, minilm: Path, target: Path) -> Path:
 
 
 def test_one_range_a_layer_is_caught_by_closeness(
-    make: Any, minilm: Path, one_range: Path, minilm_bundle: Path, minilm_parent: Path
+    make: Any, minilm: Path, one_range: Path, sentences: Path, minilm_bundle: Path, minilm_parent: Path
 ) -> None:
     """One static scale a layer, not smoothed, is too coarse for feed-forward layers; the shipped recipe is not."""
     bad = make("one-range.bundle", "export", make("one-range", "compress", minilm, "-r", one_range))
-    code, checks = judged(bad, minilm_parent, "--no-latency")
+    code, checks = judged(bad, minilm_parent, "--no-latency", "--data", sentences)
     assert code == 1
     assert (checks["cosine mean"]["verdict"], checks["cosine min"]["verdict"]) == ("regress", "regress")
     assert checks["cosine mean"]["value"] < 0.99
-    assert judged(minilm_bundle, minilm_parent, "--no-latency")[0] == 0
+    assert judged(minilm_bundle, minilm_parent, "--no-latency", "--data", sentences)[0] == 0
 
 
 @pytest.mark.timeout(1800)
