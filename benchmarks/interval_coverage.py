@@ -34,7 +34,8 @@ def main() -> None:
     print(
         f"Python {platform.python_version()}, numpy {np.__version__}, {platform.machine()}, {os.cpu_count()} processors"
     )
-    print(f"{options.rounds} rounds each, seed 0: a true 95 % is found as 95 +- {2 * error:.1f} in 19 of 20 cases\n")
+    by_chance = f"a true 95 % is found within +-{2 * error:.1f} of 95 nineteen times of twenty"
+    print(f"{options.rounds} rounds each, seed 0; {by_chance}\n")
     print(f"{'interval of':22} {'data':33} {'holds %':>8} {'too high':>9} {'too low':>8} {'median width':>13}")
     begun = time.process_time()
     for case in cases():

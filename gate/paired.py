@@ -3,7 +3,7 @@
 Hits and misses get score intervals, which stay honest when nothing differs; everything else the paired bootstrap. A
 bootstrap of fewer than 20 samples, or of samples that do not differ at all, would claim more than it knows: the first
 gets no bounds, the second those of as many hits without a miss. Where only some samples differ (a quantized model
-answers all but 1 % as before) a bootstrap knows no change but those it saw, and covers 83 % in place of 95 %: so two
+answers all but 1 % as before) a bootstrap knows no change but those it saw, and held 83 to 93 % in place of 95: so two
 samples are added, the largest change that was seen and its mirror image. That is to the bootstrap what Bonett and Price
 (2012, Journal of Educational and Behavioral Statistics 37) add to hits and misses: one pair lost and one gained.
 """
