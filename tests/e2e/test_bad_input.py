@@ -155,7 +155,6 @@ def test_control_c_leaves_nothing_half_written(command: str, minilm: Path, tmp_p
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
     )
     wait_for_work(process, tmp_path)
     process.send_signal(signal.SIGINT)

@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,14 +14,6 @@ import pytest
 from planish import say
 from planish.interrupts import interruptible, raise_interrupt
 from planish.outputs import staging
-
-
-@pytest.fixture(autouse=True)
-def usual_handler() -> Iterator[None]:
-    """A job in the background ignores SIGINT; these tests need Python's own handler."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 def swallow() -> None:
@@ -69,10 +61,12 @@ def test_a_library_s_user_notes_nothing(tmp_path: Path) -> None:
 
 
 def test_other_handlers_and_threads_are_left_alone() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with interruptible():
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interruptible():
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
     seen: list[object] = []
 
     def look() -> None:
