@@ -72,7 +72,8 @@ def judged_in_time(candidate: Path, baseline: Path, *options: object) -> Answer:
 def skip_if_open(code: int, checks: dict[str, dict[str, Any]]) -> None:
     """Inconclusive means that this machine cannot say, not that the gate is wrong."""
     if code == 3:
-        pytest.skip("; ".join(check["reason"] for check in latency_of(checks) if check["verdict"] == "inconclusive"))
+        open_questions = [check["reason"] for check in latency_of(checks) if check["verdict"] == "inconclusive"]
+        pytest.skip(f"needs a quieter machine: undecided after {PATIENCE[-1]} s; {'; '.join(open_questions)}")
 
 
 def latency_of(checks: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -19,16 +19,10 @@ from planish.gate.baseline_file import BaselineFile, read_baseline, spelled
 from planish.gate.checks import Check
 from planish.gate.html_report import html_report
 from planish.gate.junit import junit
+from planish.runtime.manifest import Task
 
 MakeBundle = Callable[..., Path]
-TASKS = [
-    "text-classification",
-    "token-classification",
-    "feature-extraction",
-    "question-answering",
-    "fill-mask",
-    "text-generation",
-]
+TASKS = get_args(Task)
 TEXTS = ["a good film", "the whale is bad", "not very fine", "the sea the ship"] * 15
 ONLY_OPEN, ONLY_FILE = {"KL divergence"}, {"KL divergence", "size ratio"}
 

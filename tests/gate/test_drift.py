@@ -23,6 +23,7 @@ from planish.gate.drift import Trend, Watch, changes, inversions_cdf, trend_of
 from planish.gate.gpu_state import GpuState
 from planish.gate.latency import Sides, compare
 from planish.gate.slowdown import Comparison, Pairs, Plan, decide, judge_latency, under
+from tests.gate.work_clock import WorkClock
 
 CALM = Conditions(0.0, 2, 3_000_000, governors=("performance",), headroom_c=30.0, load=1.0, power_mode="15W")
 
@@ -269,24 +270,11 @@ def test_without_a_limit_another_machine_judges_nothing() -> None:
     assert judged([1.0] * 9, limit=None).verdict is Verdict.PASS
 
 
-class Clock:
-    """Work advances it; nothing else does."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def cpu(self) -> float:
-        return self.now
-
-    def wall(self) -> float:
-        return self.now
-
-
 def measured(watch: Watch, noise: float, seconds: float = 3.0) -> Comparison:
     """Two equal models on a clock of work, three blocks of 10 ms each a sitting."""
-    rng, clock = np.random.default_rng(6), Clock()
+    rng, clock = np.random.default_rng(6), WorkClock()
 
-    def probe(clock: Clock) -> dict[str, Timing]:
+    def probe(clock: WorkClock) -> dict[str, Timing]:
         took = 0.01 * math.exp(rng.normal(0, noise))
         clock.now += took
         return {"inference": Timing(took, took)}

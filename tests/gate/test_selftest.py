@@ -33,21 +33,17 @@ from planish.gate.self_test import SelftestReport, flip_trials, latency_trials
 from planish.gate.slowdown import Pairs, Plan
 from planish.gate.statistics import McNemar, binomial_tail, clopper_pearson
 from planish.gate.trials import Promise, Trials
+from tests.gate.work_clock import WorkClock
 
 MakeBundle = Callable[..., Path]
 
 
-class Machine:
+class Machine(WorkClock):
     """Time that work moves, with noise and, on a busy machine, much of it."""
 
     def __init__(self, seed: int, noise: float) -> None:
-        self.rng, self.noise, self.now = np.random.default_rng(seed), noise, 0.0
-
-    def cpu(self) -> float:
-        return self.now
-
-    def wall(self) -> float:
-        return self.now
+        super().__init__()
+        self.rng, self.noise = np.random.default_rng(seed), noise
 
     def work(self) -> None:
         self.now += 1e-3 * math.exp(self.rng.normal(0, self.noise))

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -17,16 +17,11 @@ from planish.gate import GateReport, Limits, Verdict, gate
 from planish.gate.checks import Check
 from planish.gate.outputs import Failure
 from planish.gate.verdict import default_texts, failure_check
+from planish.runtime.manifest import Task
+from tests.gate.work_clock import WorkClock
 
 MakeBundle = Callable[..., Path]
-TASKS = [
-    "text-classification",
-    "token-classification",
-    "feature-extraction",
-    "question-answering",
-    "fill-mask",
-    "text-generation",
-]
+TASKS = get_args(Task)
 TEXTS = ["a good film", "the whale is bad", "not very fine", "the sea the ship"] * 30
 
 
@@ -195,7 +190,7 @@ def test_failures_are_judged_by_side() -> None:
 
 def test_a_slow_candidate_regresses_on_the_injected_clock(make_bundle: MakeBundle) -> None:
     """The clock counts inferences of the engine; the candidate's session is made to run each one twice."""
-    clock = WorkClock()
+    clock = EngineClock()
     with pytest.MonkeyPatch.context() as patch:
         clock.watch(patch, slow="new")
         report = gate(make_bundle("new"), make_bundle("old"), texts=TEXTS * 4, clock=clock)
@@ -204,17 +199,8 @@ def test_a_slow_candidate_regresses_on_the_injected_clock(make_bundle: MakeBundl
     assert any("CPU time" in reason for reason in report.reasons)
 
 
-class WorkClock:
-    """A clock that moves one millisecond for each run of an engine, whoever asks."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def cpu(self) -> float:
-        return self.now
-
-    def wall(self) -> float:
-        return self.now
+class EngineClock(WorkClock):
+    """Moves one millisecond for each run of an engine, whoever asks."""
 
     def watch(self, patch: pytest.MonkeyPatch, *, slow: str) -> None:
         """Count every run; the bundle named ``slow`` really does its work twice."""
