@@ -54,6 +54,7 @@ def main() -> None:
             "bytes": sum(file.size for file in manifest.files.values()),
         }
         facts |= {"shape": shape, "threads": options.threads, "seconds": options.seconds, "busy": options.busy}
+        facts |= {"beside": options.beside}
         write(options.output, {"begun": time.strftime("%Y-%m-%d %H:%M"), **facts, **environment()})
         for seed in range(options.first, options.first + options.rounds):
             for plant in options.plant:
@@ -72,6 +73,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--shape", help="BATCHxLENGTH; default 1x32, decoders a prompt of 1x64")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--busy", type=int, default=0)
+    parser.add_argument("--beside", metavar="TEXT", help="what else runs on the machine, for the record")
     parser.add_argument("--plant", type=float, nargs="+", default=[0.0, 0.05, 0.1])
     parser.add_argument("--summary", type=Path, metavar="ROUNDS", help="only count the rounds of this file")
     parser.add_argument("-o", "--output", type=Path)

@@ -2,7 +2,8 @@
 
 Numpy and the runtime suffice; it runs on the device that is judged. `gate` compares two bundles and says pass, regress
 or inconclusive; `record_baseline` keeps what one says in a file, to compare with later; `selftest` tries the gate
-itself; `bench` measures without judging. Names are loaded when first used.
+itself; `bench` measures without judging, and `loadgen` has MLPerf's LoadGen ask one as a service is asked. Names are
+loaded when first used.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from planish.gate.checks import Check, Verdict
     from planish.gate.data import Dataset, load_data
     from planish.gate.limits import Limits
+    from planish.gate.load_report import LoadReport
+    from planish.gate.load_run import loadgen
     from planish.gate.record import record_baseline
     from planish.gate.report import GateReport
     from planish.gate.self_test import SelftestReport, selftest
@@ -26,11 +29,13 @@ __all__ = [
     "Dataset",
     "GateReport",
     "Limits",
+    "LoadReport",
     "SelftestReport",
     "Verdict",
     "bench",
     "gate",
     "load_data",
+    "loadgen",
     "record_baseline",
     "selftest",
 ]
@@ -41,11 +46,13 @@ _HOMES = {
     "Dataset": "data",
     "GateReport": "report",
     "Limits": "limits",
+    "LoadReport": "load_report",
     "SelftestReport": "self_test",
     "Verdict": "checks",
     "bench": "benchmark",
     "gate": "verdict",
     "load_data": "data",
+    "loadgen": "load_run",
     "record_baseline": "record",
     "selftest": "self_test",
 }

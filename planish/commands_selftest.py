@@ -1,23 +1,15 @@
-"""`planish gate selftest BUNDLE`: does the gate work on this machine, with this bundle?
-
-`planish gate` takes a bundle as its first argument. `selftest` in that place is always this command; a bundle in a
-directory of that name is spelled `./selftest`, and who has one is told so.
-"""
+"""`planish gate selftest BUNDLE`: does the gate work on this machine, with this bundle?"""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Any
 
 import click
 
 from planish import say
 from planish.options import json_option, seconds_option, threads_option
 
-__all__ = ["WithSelftest", "selftest"]
-
-NAME = "selftest"
+__all__ = ["selftest"]
 
 
 @click.command()
@@ -61,16 +53,3 @@ def selftest(
     lines = [report.to_markdown()]
     say.answer({"selftest": report.to_json(), "exit_code": report.exit_code}, as_json=as_json, lines=lines)
     return report.exit_code
-
-
-class WithSelftest(click.Command):
-    """A command whose first argument may be the word `selftest`: then it is `planish gate selftest`."""
-
-    def make_context(
-        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
-    ) -> click.Context:
-        if args[:1] != [NAME]:
-            return super().make_context(info_name, args, parent, **extra)
-        if Path(NAME).exists() and not extra.get("resilient_parsing"):  # a shell that completes wants no words
-            print(f"planish: {NAME} is the command; the bundle of that name here is ./{NAME}", file=sys.stderr)
-        return selftest.make_context(f"{info_name} {NAME}", args[1:], parent, **extra)

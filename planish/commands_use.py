@@ -10,10 +10,10 @@ import click
 
 from planish import say
 from planish.budget_options import budget_options
-from planish.commands_selftest import WithSelftest
 from planish.errors import InputError
 from planish.options import json_option, seconds_option, shape_of, threads_option
 from planish.report_files import bench_report_options, check_reports, report_options, write_reports
+from planish.subcommand import with_subcommand
 
 __all__ = ["bench", "gate", "run"]
 
@@ -99,7 +99,10 @@ def stream_out(model: Any, prompt: str, options: dict[str, Any]) -> None:
     sys.stdout.write("\n")
 
 
-@click.command()
+@click.command(
+    cls=with_subcommand("loadgen", "planish.commands_loadgen"),
+    epilog="planish bench loadgen BUNDLE has MLPerf's LoadGen ask it, in one of its scenarios.",
+)
 @click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--shape", "shapes", multiple=True, help="BATCHxLENGTH, e.g. 1x128; may be given again.")
 @click.option(
@@ -133,7 +136,10 @@ def bench(
     write_reports(report, files)
 
 
-@click.command(cls=WithSelftest, epilog="planish gate selftest BUNDLE proves that the gate can fail, here.")
+@click.command(
+    cls=with_subcommand("selftest", "planish.commands_selftest"),
+    epilog="planish gate selftest BUNDLE proves that the gate can fail, here.",
+)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
     "--baseline",

@@ -9,7 +9,7 @@ from typing import Any
 
 __all__ = ["extra_for", "find_extras"]
 
-MODULES = {"pyyaml": "yaml"}
+MODULES = {"pyyaml": "yaml", "mlcommons-loadgen": "mlperf_loadgen"}
 """Distributions whose module is not their name with ``_`` for ``-``."""
 NEEDED = {
     "compress": "compress",
