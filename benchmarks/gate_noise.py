@@ -23,7 +23,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ def main() -> None:
             "bytes": sum(file.size for file in manifest.files.values()),
         }
         facts |= {"shape": shape, "threads": options.threads, "seconds": options.seconds, "busy": options.busy}
-        facts |= {"beside": options.beside}
+        facts |= {"beside": options.beside, "judged": options.judged}
         write(options.output, {"begun": time.strftime("%Y-%m-%d %H:%M"), **facts, **environment()})
         for seed in range(options.first, options.first + options.rounds):
             for plant in options.plant:
@@ -74,6 +74,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--busy", type=int, default=0)
     parser.add_argument("--beside", metavar="TEXT", help="what else runs on the machine, for the record")
+    parser.add_argument("--judged", choices=("cpu", "wall"), default="cpu", help="the clock; default: CPU time")
     parser.add_argument("--plant", type=float, nargs="+", default=[0.0, 0.05, 0.1])
     parser.add_argument("--summary", type=Path, metavar="ROUNDS", help="only count the rounds of this file")
     parser.add_argument("-o", "--output", type=Path)
@@ -138,15 +139,16 @@ def one_round(
         return working(encoder_run(model, ids), round(units * plant), units)
 
     @contextmanager
-    def sit(candidate_first: bool) -> Iterator[Sides]:
+    def sit(order: tuple[int, ...]) -> Iterator[Sides]:
         load = {"threads": options.threads, "session_options": SETTLED}
-        with runtime.load(bundle, **load) as first, runtime.load(bundle, **load) as second:
-            new, old = (first, second) if candidate_first else (second, first)
-            yield {"round": (probe_of(new, plant), probe_of(old, 0))}
+        with ExitStack() as stack:
+            opened = {side: stack.enter_context(runtime.load(bundle, **load)) for side in order}
+            yield {"round": tuple(probe_of(opened[side], 0 if side else plant) for side in sorted(opened))}
 
-    found = compare(sit, Plan(seconds=options.seconds, seed=seed), watch=Watch())[0]
+    plan = Plan(seconds=options.seconds, seed=seed, judged=options.judged)
+    found = compare(sit, plan, watch=Watch())[0]
     clock = ProcessClock()
-    with sit(True) as sides:
+    with sit((0, 1)) as sides:
         new, old = sides["round"]
         blocks = [[next(iter(probe(clock).values())).wall for _ in range(4)] for probe in (old, new)]
     return found, float(np.mean(blocks[1]) / np.mean(blocks[0])) > 1.05

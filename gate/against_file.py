@@ -112,6 +112,7 @@ def refuse_limits(limits: Limits) -> None:
     for name, value, why in (
         ("max_kl", limits.max_kl, "a baseline file holds no logits"),
         ("require_speedup", limits.require_speedup, "times of two sessions are not comparable"),
+        ("max_wall_ratio", limits.max_wall_ratio, "times of two sessions are not comparable"),
     ):
         if value is not None:
             raise InputError(f"a bundle as the baseline for {name}", f"a baseline file: {why}", "give the bundle")

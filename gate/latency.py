@@ -39,11 +39,12 @@ Probe = Callable[[Clock], Mapping[str, Timing]]
 SETTLED = {"session.force_spinning_stop": "1"}
 """Session options of models that are measured in turns."""
 
-Sides = Mapping[str, tuple[Probe, Probe]]
-"""For each shape, by name, the probes of candidate and baseline."""
+Sides = Mapping[str, tuple[Probe, ...]]
+"""For each shape, by name, the probes of candidate and baseline, and where asked for of the baseline again."""
 
-Sitting = Callable[[bool], AbstractContextManager[Sides]]
-"""Opens both sides afresh, the candidate first if told so."""
+Sitting = Callable[[tuple[int, ...]], AbstractContextManager[Sides]]
+"""Opens the sides afresh in the order told: 0 is the candidate, 1 the baseline, 2, if it is asked for, the baseline
+once more, a session of its own: what that differs by is the clock's noise."""
 
 BLOCK_SECONDS = 0.02  # a block shorter than this is mostly the clock's own noise
 BLOCKS = 3  # of each side in a sitting
@@ -93,9 +94,9 @@ def compare(
     found: dict[str, Pairs] = {}
     look = FIRST_LOOK
     for done in range(1, plan.max_pairs + 1):
-        with sitting(bool(rng.integers(2))) as sides:
-            for shape, (candidate, baseline) in sides.items():
-                hold(shape, candidate, baseline, found, clock, rng)
+        with sitting(tuple(int(side) for side in rng.permutation(plan.sides))) as sides:
+            for shape, probes in sides.items():
+                hold(shape, probes, found, clock, rng)
         if watch:
             watch.look()
         if progress:
@@ -105,35 +106,38 @@ def compare(
             break
         if done >= look:
             look = math.ceil(look * GROWTH)
-            if all(is_clear(pairs, plan) for pairs in found.values()):
+            if all(is_clear(pairs, each) for pairs in found.values() for each in plan.judgements.values()):
                 break
-    judged = [decide(name, pairs, plan) for name, pairs in found.items()]
+    clocks = plan.judgements.items()
+    judged = [decide(named(name, word), pairs, each) for name, pairs in found.items() for word, each in clocks]
     if watch is None:
         return judged
     watch.look(whole=True)
     return [under(comparison, watch.changes, watch.busy) for comparison in judged]
 
 
-def hold(
-    shape: str,
-    candidate: Probe,
-    baseline: Probe,
-    found: dict[str, Pairs],
-    clock: Clock,
-    rng: np.random.Generator,
-) -> None:
-    """Warm both sides up, run their blocks in random order within each pair, and add the medians to ``found``."""
-    sides = (candidate, baseline)
-    for index in rng.permutation(2):
+def named(name: str, word: str) -> str:
+    """The name of a comparison, with the clock's word before its phase.
+
+    >>> named("1x32 inference", ""), named("1x32 inference", "wall")
+    ('1x32 inference', '1x32 wall inference')
+    """
+    shape, phase = name.rsplit(" ", 1)
+    return f"{shape} {word} {phase}" if word else name
+
+
+def hold(shape: str, sides: Sequence[Probe], found: dict[str, Pairs], clock: Clock, rng: np.random.Generator) -> None:
+    """Warm all sides up, run their blocks in random order within each pair, and add the medians to ``found``."""
+    for index in rng.permutation(len(sides)):
         sides[index](clock)
-    blocks: tuple[list[Mapping[str, Timing]], list[Mapping[str, Timing]]] = ([], [])
+    blocks: list[list[Mapping[str, Timing]]] = [[] for _ in sides]
     for _ in range(BLOCKS):
-        for index in rng.permutation(2):
+        for index in rng.permutation(len(sides)):
             blocks[index].append(sides[index](clock))
     for phase in blocks[0][0]:
         pairs = found.setdefault(f"{shape} {phase}", Pairs())
-        pairs.candidate.append(median_timing([timings[phase] for timings in blocks[0]]))
-        pairs.baseline.append(median_timing([timings[phase] for timings in blocks[1]]))
+        for kept, taken in zip((pairs.candidate, pairs.baseline, pairs.again), blocks, strict=False):
+            kept.append(median_timing([timings[phase] for timings in taken]))
 
 
 def median_timing(timings: Sequence[Timing]) -> Timing:

@@ -44,6 +44,8 @@ class Limits:
         max_kl: mean Kullback-Leibler divergence from the parent's next token, in nats. Off.
         max_latency_ratio: judged time over the baseline's; 1.05 allows 5 % more.
         require_speedup: the candidate must be so many times faster; replaces ``max_latency_ratio``. Off.
+        max_wall_ratio: the wall clock's time over the baseline's, where CPU time is judged; else the smaller of both
+            limits counts. The clock's own noise is measured beside it (`planish.gate.slowdown`). Off: reported only.
         latency_floor_seconds: a difference per inference below this is never a regression.
         max_bytes: the bundle's size. Off.
         max_peak_rss_bytes: peak memory of a process that runs it once (`planish.gate.memory`). Off.
@@ -65,6 +67,7 @@ class Limits:
     max_kl: float | None = None
     max_latency_ratio: float | None = 1.05
     require_speedup: float | None = None
+    max_wall_ratio: float | None = None
     latency_floor_seconds: float = 20e-6
     max_bytes: int | None = None
     max_peak_rss_bytes: int | None = None
@@ -87,6 +90,7 @@ class Limits:
             ("max_kl", 0.0, math.inf),
             ("max_latency_ratio", 1e-3, 1e3),
             ("require_speedup", 1e-3, 1e3),
+            ("max_wall_ratio", 1e-3, 1e3),
             ("latency_floor_seconds", 0.0, 10.0),
             ("max_bytes", 1, math.inf),
             ("max_peak_rss_bytes", 1, 1e18),

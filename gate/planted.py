@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +66,7 @@ def decoding(model: Model, ids: NDArray[np.int64], extra: int, steps: int = INFE
 def planted_sitting(
     bundle: str | Path, ids: NDArray[np.int64], plant: float, clock: Clock, options: dict[str, Any]
 ) -> Sitting:
-    """Two sessions of one bundle, opened anew; the candidate does ``plant`` (0.1: a tenth) more work, 0 for A/A.
+    """Sessions of one bundle, opened anew; the candidate does ``plant`` (0.1: a tenth) more work, 0 for A/A.
 
     Args:
         ids: ``[rows, length]`` of the batch; of a decoder the prompt, and steps are timed.
@@ -74,17 +74,20 @@ def planted_sitting(
     """
 
     @contextmanager
-    def sit(candidate_first: bool) -> Iterator[Sides]:
-        with load(bundle, **options) as first, load(bundle, **options) as second:
-            new, old = (first, second) if candidate_first else (second, first)
-            if old.manifest.generation is not None:
-                yield {"decode": (decoding(new, ids, round(plant * INFERENCES)), decoding(old, ids, 0))}
+    def sit(order: tuple[int, ...]) -> Iterator[Sides]:
+        with ExitStack() as stack:
+            opened = {side: stack.enter_context(load(bundle, **options)) for side in order}
+            models = [opened[side] for side in sorted(opened)]
+            plants = [plant, *[0.0] * (len(models) - 1)]
+            if models[0].manifest.generation is not None:
+                pairs = zip(models, plants, strict=True)
+                yield {"decode": tuple(decoding(model, ids, round(more * INFERENCES)) for model, more in pairs)}
                 return
-            runs = [encoder_run(model, ids) for model in (new, old)]
+            runs = [encoder_run(model, ids) for model in models]
             # As long as the gate's own blocks, in whole tens: what 10 % adds is then whole inferences.
             inferences = INFERENCES * math.ceil(max(block_length(run, clock) for run in runs) / INFERENCES)
-            extras = (plant * inferences, 0.0)
-            candidate, baseline = (working(run, more, inferences) for run, more in zip(runs, extras, strict=True))
-            yield {"x".join(map(str, ids.shape)): (candidate, baseline)}
+            works = zip(runs, plants, strict=True)
+            probes = tuple(working(run, more * inferences, inferences) for run, more in works)
+            yield {"x".join(map(str, ids.shape)): probes}
 
     return sit

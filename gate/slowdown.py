@@ -11,6 +11,11 @@ Wilcoxon's test:
 - else inconclusive; also with fewer than 6 pairs (a regress needs 7: p cannot be below 0.01 with fewer), a clock that
   stood still in more than 5 % of them, or a ratio or a machine that changed meanwhile (`planish.gate.drift`).
 
+**On the wall clock** a regress must also exceed the noise of the clock itself: in the same sittings the baseline is
+opened a second time and measured against itself, and the 95 % interval of that ratio (which should hold 1) is a floor:
+what two sessions of one bundle differ by is no slowdown. Where CPU time is judged, the wall clock is reported, and
+judged only against a limit of its own.
+
 A true slowdown of exactly L therefore passes in at most 2.5 % of runs. A difference below the absolute floor never
 regresses: L is raised to where the difference is the floor.
 
@@ -21,14 +26,14 @@ side; the 95 % interval is read once, when the time is up. So repeated looking h
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from planish.gate.checks import Check, Verdict
+from planish.gate.checks import Check, Verdict, safe_exp
 from planish.gate.clock import Timing
 from planish.gate.drift import Trend, trend_of
 from planish.gate.resample import ratio_of_medians
@@ -61,13 +66,17 @@ FINAL = 0.95
 ALPHA = 0.01
 FIRST_LOOK = 9  # fewer have no interval of 99.5 %
 LEAST_PAIRS = 6  # fewer have no interval of 95 %
+MOST_NOISE = 10.0  # log ratio; an interval of few sittings has no end
 MOST_LOST = 0.05  # share of pairs a bad clock may cost
 UNKNOWN = Interval(math.nan, -math.inf, math.inf, FINAL, "no pairs")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long to measure and what to judge; ``limit=None`` reports and judges nothing."""
+    """How long to measure and what to judge; ``limit=None`` reports and judges nothing.
+
+    ``wall_limit``: where CPU time is judged, the wall clock is judged, too, against it.
+    """
 
     limit: float | None = 1.05
     floor_seconds: float = 20e-6
@@ -75,29 +84,50 @@ class Plan:
     seconds: float = 60.0
     max_pairs: int = 400
     seed: int = 0
+    wall_limit: float | None = None
+
+    @property
+    def judgements(self) -> dict[str, Plan]:
+        """A plan for each clock that is judged, by the word that its comparison's name has: nothing, or ``wall``."""
+        found = {"": self}
+        if self.wall_limit is not None and self.judged == "cpu":
+            found["wall"] = replace(self, judged="wall", limit=self.wall_limit, wall_limit=None)
+        return found
+
+    @property
+    def sides(self) -> int:
+        """Sessions a sitting takes: a third, of the baseline again, where the wall clock is judged."""
+        return 3 if any(one.judged == "wall" and one.limit is not None for one in self.judgements.values()) else 2
 
 
 @dataclass
 class Pairs:
-    """Times of one phase, one entry a pair, in seconds for one unit of work."""
+    """Times of one phase, one entry a pair, in seconds for one unit of work; ``again``: the baseline a second time."""
 
     candidate: list[Timing] = field(default_factory=list)
     baseline: list[Timing] = field(default_factory=list)
+    again: list[Timing] = field(default_factory=list)
 
     def clean(self, judged: Judged) -> tuple[Floats, Floats]:
         """``[pairs]`` times of candidate and baseline, without the pairs in which a clock stood still or ran back."""
-        both = np.array(
-            [
-                (getattr(new, judged), getattr(old, judged))
-                for new, old in zip(self.candidate, self.baseline, strict=True)
-            ],
-            dtype=np.float64,
-        ).reshape(-1, 2)
-        both = both[np.all((both > 0) & np.isfinite(both), axis=1)]
-        return both[:, 0], both[:, 1]
+        return paired(self.candidate, self.baseline, judged)
+
+    def noise(self, judged: Judged) -> Interval | None:
+        """The log ratio of the baseline to itself, with its 95 % interval; None where it was not opened twice."""
+        if not self.again:
+            return None
+        first, second = paired(self.baseline, self.again, judged)
+        return hodges_lehmann(np.log(second / first), FINAL) if len(first) else None
 
     def median(self, side: Literal["candidate", "baseline"], kind: Judged) -> float:
         return float(np.median([getattr(timing, kind) for timing in getattr(self, side)]))
+
+
+def paired(first: Sequence[Timing], second: Sequence[Timing], judged: Judged) -> tuple[Floats, Floats]:
+    both = np.array([[getattr(timing, judged) for timing in pair] for pair in zip(first, second, strict=True)])
+    both = both.reshape(-1, 2).astype(np.float64)
+    both = both[np.all((both > 0) & np.isfinite(both), axis=1)]
+    return both[:, 0], both[:, 1]
 
 
 @dataclass(frozen=True)
@@ -114,6 +144,7 @@ class Comparison:
         trend: of the log ratio over the sittings.
         doubt: what changed while it was measured, in words.
         busy: what kept the machine busy, in words.
+        noise: the ratio of the baseline's time to its own in another session, where the wall clock is judged.
         timings: all pairs, as they were measured; not part of the JSON.
     """
 
@@ -134,6 +165,7 @@ class Comparison:
     trend: Trend = field(default_factory=Trend)
     doubt: str = ""
     busy: str = ""
+    noise: Interval | None = None
 
     @property
     def detectable_words(self) -> str:
@@ -158,11 +190,21 @@ class Comparison:
             "trend": self.trend.to_json(),
             "doubt": self.doubt or None,
             "busy": self.busy or None,
+            "noise": None if self.noise is None else self.noise.to_json(),
         }
 
 
-def bounds(limit: float, baseline_seconds: float, floor_seconds: float) -> tuple[float, float]:
+def noise_of(pairs: Pairs, plan: Plan) -> Interval | None:
+    """The clock's own noise, where it sets a floor: on the wall clock."""
+    return pairs.noise("wall") if plan.judged == "wall" and plan.limit is not None else None
+
+
+def bounds(
+    limit: float, baseline_seconds: float, floor_seconds: float, noise: Interval | None = None
+) -> tuple[float, float]:
     """``allowed`` (a pass lies wholly below) and ``suspect`` (a regress is found above), as ratios.
+
+    ``noise``: log ratio of the baseline to itself; what it may be is no slowdown.
 
     >>> allowed, suspect = bounds(1.05, 1.0, 0.0)
     >>> round(allowed, 3), round(suspect, 3)
@@ -170,6 +212,8 @@ def bounds(limit: float, baseline_seconds: float, floor_seconds: float) -> tuple
     """
     tolerated = 1 + floor_seconds / baseline_seconds if limit >= 1 else 0.0
     suspect = limit - min(0.02, 0.4 * (limit - 1)) if limit > 1 else limit
+    if noise is not None:
+        suspect = max(suspect, math.exp(min(max(noise.high, -noise.low), MOST_NOISE)))
     return max(limit, tolerated), max(suspect, tolerated)
 
 
@@ -181,7 +225,7 @@ def is_clear(pairs: Pairs, plan: Plan) -> bool:
     interval = hodges_lehmann(np.log(candidate / baseline), CLEAR)
     if plan.limit is None:
         return minimum_detectable_ratio(interval) < 1.02
-    allowed, suspect = bounds(plan.limit, float(np.median(baseline)), plan.floor_seconds)
+    allowed, suspect = bounds(plan.limit, float(np.median(baseline)), plan.floor_seconds, noise_of(pairs, plan))
     return interval.high <= math.log(allowed) or interval.low > math.log(suspect)
 
 
@@ -194,8 +238,10 @@ def decide(name: str, pairs: Pairs, plan: Plan) -> Comparison:
     interval = hodges_lehmann(logs, FINAL) if len(logs) else UNKNOWN
     p_slower = wilcoxon_greater(logs - math.log(min(1.0, plan.limit or 1.0)))
     allowed, verdict, trend, doubt = math.inf, Verdict.PASS, trend_of(logs), ""
+    noise = noise_of(pairs, plan)
     if plan.limit is not None:
-        allowed, suspect = bounds(plan.limit, float(np.median(baseline)) if len(logs) else 1.0, plan.floor_seconds)
+        usual = float(np.median(baseline)) if len(logs) else 1.0
+        allowed, suspect = bounds(plan.limit, usual, plan.floor_seconds, noise)
         enough = len(logs) >= LEAST_PAIRS and lost <= MOST_LOST * len(pairs.candidate)
         verdict = verdict_of(interval, p_slower, allowed, suspect) if enough else Verdict.INCONCLUSIVE
         if trend.crosses(math.log(allowed if verdict is Verdict.PASS else suspect)):
@@ -222,6 +268,7 @@ def decide(name: str, pairs: Pairs, plan: Plan) -> Comparison:
         timings=pairs,
         trend=trend,
         doubt=doubt,
+        noise=None if noise is None else noise.map(safe_exp),
     )
 
 
@@ -253,6 +300,8 @@ def judge_latency(found: Comparison) -> Check:
     text += f" ({ratio.low:.3f} to {ratio.high:.3f}, {found.pairs} pairs)"
     if found.limit is not None:
         text += f"; at most {found.allowed:.3f}{open_words(found)}"
+    if found.noise is not None:
+        text += f"; the baseline against itself: {found.noise.low:.3f} to {found.noise.high:.3f}"
     return Check(
         f"latency {found.name}", found.verdict, ratio.estimate, found.limit, "ratio", text, ratio, found.pairs,
         required=found.limit is not None,

@@ -58,7 +58,7 @@ from planish.gate.sample_lines import said_of_samples, said_of_windows
 from planish.gate.scores import scores
 from planish.gate.similarity import judge_similarity
 from planish.gate.slices import SliceLoss, judge_slices, slice_losses, slices_of
-from planish.gate.slowdown import Comparison, Plan, judge_latency
+from planish.gate.slowdown import Comparison, Judged, Plan, judge_latency
 from planish.gate.workloads import GATE_SHAPES, Shape, probes, shapes_for
 from planish.runtime.loader import load
 
@@ -149,7 +149,7 @@ def gate(
     if latency:
         clock = clock or ProcessClock()
         opened = {"device": device, "threads": timed_threads, "session_options": SETTLED}
-        plan = Plan(limits.latency_limit, limits.latency_floor_seconds, "cpu" if on_cpu else "wall", seconds, seed=seed)
+        plan = plan_of(limits, on_cpu, seconds, seed)
         sitting = sittings((candidate, baseline), shapes_timed, clock, seed, opened)
         session.judge_latency(compare(sitting, plan, clock=clock, progress=progress, watch=watch))
         session.after = watch.looks[-1]
@@ -296,19 +296,26 @@ class Session:
         self.checks += [judge_latency(comparison) for comparison in found]
 
 
+def plan_of(limits: Limits, on_cpu: bool, seconds: float, seed: int) -> Plan:
+    """What is judged: CPU time on CPU engines, the wall clock beside it if that is limited; else the wall clock."""
+    limit, wall = limits.latency_limit, limits.max_wall_ratio
+    if not on_cpu and wall is not None:
+        limit, wall = wall if limit is None else min(limit, wall), None
+    judged: Judged = "cpu" if on_cpu else "wall"
+    return Plan(limit, limits.latency_floor_seconds, judged, seconds, seed=seed, wall_limit=wall)
+
+
 def sittings(
     bundles: tuple[str | Path, str | Path], shapes: Sequence[Shape], clock: Clock, seed: int, options: dict[str, Any]
 ) -> Sitting:
-    """Opens candidate and baseline, in the order asked for, and gives their probes for every shape."""
+    """Opens the sides in the order asked for, and gives their probes for every shape."""
 
     @contextmanager
-    def sit(candidate_first: bool) -> Iterator[Sides]:
+    def sit(order: tuple[int, ...]) -> Iterator[Sides]:
         with ExitStack() as stack:
-            models = {number: stack.enter_context(load(bundles[number], **options))
-                      for number in ((0, 1) if candidate_first else (1, 0))}  # fmt: skip
-            pair = [models[0], models[1]]
-            sides = {str(shape): probes(pair, shape, clock, seed) for shape in shapes}
-            yield {name: (new, old) for name, (new, old) in sides.items()}
+            opened = {side: stack.enter_context(load(bundles[min(side, 1)], **options)) for side in order}
+            models = [opened[side] for side in sorted(opened)]
+            yield {str(shape): tuple(probes(models, shape, clock, seed)) for shape in shapes}
 
     return sit
 

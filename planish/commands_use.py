@@ -166,6 +166,9 @@ def bench(
 )
 @click.option("--max-slice-loss", type=float, help="The same on a slice of the data; default: four times --max-loss.")
 @budget_options
+@click.option(
+    "--max-wall", type=float, metavar="RATIO", help="Also judge the wall clock: at most so many times the baseline's."
+)
 @click.option("--no-latency", is_flag=True, help="Judge accuracy alone.")
 @seconds_option(60.0, "Time the latency comparison may take.")
 @device_option
@@ -182,6 +185,7 @@ def gate(
     max_bytes: int | None,
     max_memory: int | None,
     max_energy: float | None,
+    max_wall: float | None,
     no_latency: bool,
     across_devices: bool,
     seconds: float,
@@ -206,6 +210,7 @@ def gate(
                 max_bytes=max_bytes,
                 max_peak_rss_bytes=max_memory,
                 max_energy_joules=max_energy,
+                max_wall_ratio=max_wall,
             ),
             latency=not no_latency,
             seconds=seconds,

@@ -259,7 +259,7 @@ def test_a_decoder_with_another_tokenizer_is_refused(make_bundle: MakeBundle, tm
         gate(make_bundle("new", "text-generation"), path, texts=TEXTS, latency=False)
 
 
-@pytest.mark.parametrize("limits", [Limits(max_kl=0.1), Limits(require_speedup=2.0)])
+@pytest.mark.parametrize("limits", [Limits(max_kl=0.1), Limits(require_speedup=2.0), Limits(max_wall_ratio=1.1)])
 def test_limits_that_take_an_open_baseline_are_refused(make_bundle: MakeBundle, kept: Path, limits: Limits) -> None:
     with pytest.raises(InputError, match="a bundle as the baseline for"):
         gate(make_bundle("new"), kept, texts=TEXTS, limits=limits)

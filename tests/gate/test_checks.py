@@ -172,6 +172,7 @@ def test_pairs_beat_two_separate_intervals() -> None:
         {"max_perplexity_ratio": 0.9},
         {"max_latency_ratio": 0},
         {"require_speedup": "2"},
+        {"max_wall_ratio": 0.0},
         {"max_bytes": 0},
         {"latency_floor_seconds": True},
     ],

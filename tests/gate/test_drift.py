@@ -280,7 +280,7 @@ def measured(watch: Watch, noise: float, seconds: float = 3.0) -> Comparison:
         return {"inference": Timing(took, took)}
 
     @contextmanager
-    def sit(candidate_first: bool) -> Iterator[Sides]:
+    def sit(order: tuple[int, ...]) -> Iterator[Sides]:
         yield {"1x8": (probe, probe)}  # type: ignore[dict-item]
 
     return compare(sit, Plan(seconds=seconds), clock=clock, watch=watch)[0]

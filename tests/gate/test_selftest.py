@@ -52,7 +52,7 @@ class Machine(WorkClock):
         """As `planted_sitting`, on simulated work; sessions differ by 1 % for as long as they live."""
 
         @contextmanager
-        def sit(candidate_first: bool) -> Iterator[Sides]:
+        def sit(order: tuple[int, ...]) -> Iterator[Sides]:
             luck = np.exp(self.rng.normal(0, 0.01, 2))
 
             def probe(side: int, extra: float) -> latency.Probe:
@@ -122,8 +122,8 @@ def point_alone(interval: Any, p_slower: float, allowed: float, suspect: float) 
     return VERDICT_OF(interval, 0.0, allowed, suspect)
 
 
-def held_the_wrong_way(shape: str, candidate: Any, baseline: Any, *rest: Any) -> None:
-    HOLD(shape, baseline, candidate, *rest)
+def held_the_wrong_way(shape: str, sides: tuple[latency.Probe, ...], *rest: Any) -> None:
+    HOLD(shape, sides[::-1], *rest)
 
 
 def twice_the_limit(limit: float, *rest: float) -> tuple[float, float]:
@@ -343,7 +343,7 @@ def test_the_whole_on_a_bundle(make_bundle: MakeBundle, work_moves_the_clock: Ma
 def test_a_planted_side_really_works_more(make_bundle: MakeBundle, work_moves_the_clock: Machine) -> None:
     machine = work_moves_the_clock
     ids = np.ones((1, 8), dtype=np.int64)
-    with planted.planted_sitting(make_bundle("toy"), ids, 0.1, machine, {"device": "cpu"})(True) as sides:
+    with planted.planted_sitting(make_bundle("toy"), ids, 0.1, machine, {"device": "cpu"})((0, 1)) as sides:
         ((new, old),) = sides.values()
         ratio = np.mean([new(machine)["inference"].cpu / old(machine)["inference"].cpu for _ in range(20)])
     assert ratio == pytest.approx(1.1, abs=0.02)

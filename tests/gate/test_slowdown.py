@@ -44,7 +44,7 @@ class Machine:
 
 def sitting_of(candidate: Probe, baseline: Probe) -> Sitting:
     @contextmanager
-    def sit(candidate_first: bool) -> Iterator[Sides]:
+    def sit(order: tuple[int, ...]) -> Iterator[Sides]:
         yield {"1x8": (candidate, baseline)}
 
     return sit
@@ -56,7 +56,7 @@ def measure(slower: float, seed: int, noise: float = 0.03, **changes: float) -> 
     plan = replace(Plan(seconds=20.0, seed=seed), **changes)
 
     @contextmanager
-    def sit(candidate_first: bool) -> Iterator[Sides]:
+    def sit(order: tuple[int, ...]) -> Iterator[Sides]:
         """Sessions that are faster or slower for as long as they live, by where their memory came to lie."""
         new, old = 0.01 * np.exp(machine.rng.normal(0, luck, 2))
         yield {"1x8": (block(machine.work(slower * new), 1), block(machine.work(old), 1))}
@@ -149,6 +149,60 @@ def test_the_wall_clock_is_judged_when_asked() -> None:
     assert decide("x", slow_wall, Plan()).wall_ratio.estimate > 1.5  # reported all the same
 
 
+def test_on_the_wall_clock_what_two_sessions_of_one_bundle_differ_by_is_no_slowdown() -> None:
+    rng = np.random.default_rng(3)
+
+    def timings(slower: float) -> list[Timing]:
+        return [Timing(1.0, slower * math.exp(rng.normal(0, 0.01))) for _ in range(30)]
+
+    new, old = timings(1.06), timings(1.0)
+    plan = Plan(judged="wall", limit=1.05)
+    quiet = decide("x", Pairs(new, old, timings(1.0)), plan)
+    assert quiet.verdict is Verdict.REGRESS
+    assert quiet.noise is not None
+    assert quiet.noise.low < 1 < quiet.noise.high < 1.01
+    assert "the baseline against itself: 0.99" in judge_latency(quiet).reason
+    for again in (timings(1.08), timings(1 / 1.08)):  # whichever way: the clock cannot tell 6 % from nothing
+        assert decide("x", Pairs(new, old, again), plan).verdict is Verdict.INCONCLUSIVE
+    assert decide("x", Pairs(timings(1.2), old, timings(1.08)), plan).verdict is Verdict.REGRESS  # beyond the noise
+    assert decide("x", Pairs(timings(1.0), old, timings(1.08)), plan).verdict is Verdict.PASS
+    assert decide("x", Pairs(new, old, timings(1.08)), replace(plan, judged="cpu")).noise is None
+
+
+def test_a_third_session_is_opened_only_where_the_wall_clock_is_judged() -> None:
+    assert [plan.sides for plan in (Plan(), Plan(wall_limit=1.1), Plan(judged="wall"))] == [2, 3, 3]
+    assert Plan(judged="wall", limit=None).sides == 2
+    assert list(Plan(wall_limit=1.1).judgements) == ["", "wall"]
+    assert Plan(wall_limit=1.1).judgements["wall"].limit == 1.1
+
+
+def three_sides(slower: float, seed: int, **changes: float) -> list[Comparison]:
+    """Sessions of three, each faster or slower for as long as it lives, on the wall clock, too."""
+    machine = Machine(seed)
+    orders: set[tuple[int, ...]] = set()
+
+    @contextmanager
+    def sit(order: tuple[int, ...]) -> Iterator[Sides]:
+        orders.add(order)
+        times = 0.01 * np.exp(machine.rng.normal(0, 0.02, 3)) * np.array([slower, 1.0, 1.0])
+        yield {"1x8": tuple(block(machine.work(float(time)), 1) for time in times)}
+
+    found = compare(sit, replace(Plan(seconds=20.0, seed=seed), **changes), clock=machine)
+    assert len(orders) > 3  # of six
+    return found
+
+
+def test_false_alarms_and_power_on_the_wall_clock() -> None:
+    plan = {"wall_limit": 1.05}
+    equal = [three_sides(1.0, seed, **plan) for seed in range(40)]
+    assert all([found.name for found in pair] == ["1x8 inference", "1x8 wall inference"] for pair in equal)
+    assert all([found.judged for found in pair] == ["cpu", "wall"] for pair in equal)
+    assert sum(pair[1].verdict == "regress" for pair in equal) <= 1
+    slow = [three_sides(1.5, seed, **plan)[1].verdict for seed in range(20)]
+    assert slow.count(Verdict.REGRESS) >= 18
+    assert Verdict.PASS not in slow
+
+
 @pytest.mark.parametrize(
     ("limit", "allowed", "suspect"), [(1.05, 1.05, 1.03), (1.5, 1.5, 1.48), (1.0, 1.0, 1.0), (0.5, 0.5, 0.5)]
 )
@@ -217,8 +271,8 @@ def test_who_is_opened_first_is_random() -> None:
     orders = []
 
     @contextmanager
-    def sit(candidate_first: bool) -> Iterator[Sides]:
-        orders.append(candidate_first)
+    def sit(order: tuple[int, ...]) -> Iterator[Sides]:
+        orders.append(order[0] == 0)
         yield {"x": (block(machine.work(0.01), 1), block(machine.work(0.01), 1))}
 
     machine = Machine(0, noise=0.5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
@@ -16,7 +17,7 @@ from planish.errors import BundleError, DataError, InputError
 from planish.gate import GateReport, Limits, Verdict, gate
 from planish.gate.checks import Check
 from planish.gate.outputs import Failure
-from planish.gate.verdict import default_texts, failure_check
+from planish.gate.verdict import default_texts, failure_check, plan_of
 from planish.runtime.manifest import Task
 from tests.gate.work_clock import WorkClock
 
@@ -199,6 +200,35 @@ def test_a_slow_candidate_regresses_on_the_injected_clock(make_bundle: MakeBundl
     assert any("CPU time" in reason for reason in report.reasons)
 
 
+def test_the_wall_clock_is_judged_beside_cpu_time_if_it_is_limited(make_bundle: MakeBundle) -> None:
+    clock = EngineClock()
+    with pytest.MonkeyPatch.context() as patch:
+        clock.watch(patch, slow="new")
+        sides = make_bundle("new"), make_bundle("old")
+        limits = Limits(max_latency_ratio=3.0, max_wall_ratio=1.5)
+        report = gate(*sides, texts=TEXTS * 4, clock=clock, limits=limits)
+        lenient = gate(*sides, texts=TEXTS * 4, clock=clock, limits=replace(limits, max_wall_ratio=2.5))
+    assert [(found.name, found.judged, found.verdict) for found in report.latency] == [
+        ("1x32 inference", "cpu", "pass"), ("1x32 wall inference", "wall", "regress"),
+    ]  # fmt: skip
+    noise = report.latency[1].noise
+    assert noise is not None
+    assert noise.estimate == pytest.approx(1)
+    assert any("wall time 2.000" in reason for reason in report.reasons)
+    assert lenient.verdict == "pass"
+    assert clock.opened.count("old") == 2 * clock.opened.count("new") - 2  # but for the answers, one of each
+
+
+def test_what_is_judged_on_which_engine() -> None:
+    limits = Limits(max_wall_ratio=1.2)
+    assert plan_of(limits, True, 1.0, 0).judgements["wall"].limit == 1.2
+    assert plan_of(limits, True, 1.0, 0).limit == 1.05
+    on_gpu = plan_of(limits, False, 1.0, 0)
+    assert (on_gpu.judged, on_gpu.limit, on_gpu.wall_limit, on_gpu.sides) == ("wall", 1.05, None, 3)
+    assert plan_of(Limits(max_wall_ratio=1.02), False, 1.0, 0).limit == 1.02
+    assert plan_of(Limits(max_wall_ratio=1.02, max_latency_ratio=None), False, 1.0, 0).limit == 1.02
+
+
 class EngineClock(WorkClock):
     """Moves one millisecond for each run of an engine, whoever asks."""
 
@@ -206,10 +236,11 @@ class EngineClock(WorkClock):
         """Count every run; the bundle named ``slow`` really does its work twice."""
         from planish.gate import verdict
 
-        load = verdict.load
+        load, self.opened = verdict.load, list[str]()
 
         def loaded(bundle: Path, *args: Any, **options: Any) -> Any:
             model = load(bundle, *args, **options)
+            self.opened.append(Path(bundle).name)
             run, times = model.run, 2 if Path(bundle).name == slow else 1
 
             def counted(inputs: Any) -> Any:
