@@ -20,7 +20,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from planish.gate.gpu_state import GpuState, import_quietly, read_gpu
+from planish.bindings import import_quietly
+from planish.gate.gpu_state import GpuState, read_gpu
 
 __all__ = ["Conditions", "power_mode", "read_conditions"]
 

@@ -25,9 +25,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from planish.bindings import import_quietly
 from planish.errors import InconclusiveError
 from planish.gate.conditions import HERE, number_of, text_of
-from planish.gate.gpu_state import handle_of, import_quietly, nvml_session
+from planish.gate.gpu_state import handle_of, nvml_session
 from planish.gate.statistics import Interval
 
 __all__ = ["JtopMeter", "Meter", "NvmlMeter", "RaplMeter", "joules_per_inference", "open_meter"]

@@ -6,18 +6,17 @@ the whole where there is no NVML: nothing here raises but :func:`handle_of`.
 
 from __future__ import annotations
 
-import importlib
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from planish.bindings import import_quietly, text_of
 from planish.errors import InconclusiveError
 from planish.runtime.placement import parse_device
 
-__all__ = ["SLOWING", "GpuState", "card_of", "handle_of", "import_quietly", "nvml_session", "read_gpu"]
+__all__ = ["SLOWING", "GpuState", "card_of", "handle_of", "nvml_session", "read_gpu"]
 
 CLOCK_SM, CLOCK_MEMORY, SENSOR_GPU, THRESHOLD_SLOWDOWN, POLICY_THERMAL = 1, 2, 0, 1, 1  # nvml.h
 SLOWING = {
@@ -68,16 +67,6 @@ def card_of(asked: str, used: str) -> int | None:
     return parse_device(asked).number or 0 if nvidia else None
 
 
-def import_quietly(name: str) -> Any | None:
-    """A module if it is there and loads; the deprecated package ``pynvml`` warns on import, which is nobody's news."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return importlib.import_module(name)
-        except Exception:  # a broken installation is as good as none
-            return None
-
-
 @contextmanager
 def nvml_session(nvml: Any | None = None) -> Iterator[Any | None]:
     """NVML, started, or None. ``nvml`` stands in for the module ``pynvml``."""
@@ -105,7 +94,7 @@ def handle_of(nvml: Any, index: int, environ: Mapping[str, str] = os.environ) ->
     if not entry.isdigit():
         return nvml.nvmlDeviceGetHandleByUUID(entry)
     handles = [nvml.nvmlDeviceGetHandleByIndex(number) for number in range(nvml.nvmlDeviceGetCount())]
-    names = sorted({words(nvml.nvmlDeviceGetName(handle)) for handle in handles})
+    names = sorted({text_of(nvml.nvmlDeviceGetName(handle)) for handle in handles})
     if len(names) > 1 and environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
         fix = "export CUDA_DEVICE_ORDER=PCI_BUS_ID"
         raise InconclusiveError("GPUs of one kind, or counted by their bus", " and ".join(names), fix)
@@ -143,7 +132,7 @@ def ask(nvml: Any, handle: Any) -> GpuState:
         return int((getattr(nvml, name, None) or nvml.nvmlDeviceGetCurrentClocksThrottleReasons)(handle))
 
     return GpuState(
-        name=answer(lambda: words(nvml.nvmlDeviceGetName(handle))),
+        name=answer(lambda: text_of(nvml.nvmlDeviceGetName(handle))),
         sm_mhz=answer(lambda: int(nvml.nvmlDeviceGetClockInfo(handle, CLOCK_SM))),
         memory_mhz=answer(lambda: int(nvml.nvmlDeviceGetClockInfo(handle, CLOCK_MEMORY))),
         temperature_c=answer(lambda: int(nvml.nvmlDeviceGetTemperature(handle, SENSOR_GPU))),
@@ -154,8 +143,3 @@ def ask(nvml: Any, handle: Any) -> GpuState:
         persistence=answer(lambda: bool(nvml.nvmlDeviceGetPersistenceMode(handle))),
         processes=answer(others),
     )
-
-
-def words(value: str | bytes) -> str:
-    """Older bindings answer bytes."""
-    return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else value

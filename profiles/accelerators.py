@@ -6,16 +6,15 @@ NVML only asks the driver; no CUDA context is made. Nothing here raises: what ca
 
 from __future__ import annotations
 
-import importlib
 import re
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from planish.bindings import import_quietly, text_of
+
 from .host import read_text
-from .software import importable
 
 __all__ = ["BoardSeen", "GpuSeen", "read_board", "read_gpus", "with_jtop"]
 
@@ -85,18 +84,6 @@ def read_gpus(root: Path, nvml: Any | None, unseen: list[str]) -> tuple[GpuSeen,
         nvml.nvmlShutdown()
 
 
-def import_quietly(name: str) -> Any | None:
-    """A module if it can be imported; the deprecated package ``pynvml`` warns on import, which is nobody's news."""
-    if not importable(name):
-        return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return importlib.import_module(name)
-        except Exception:  # a broken installation is as good as none
-            return None
-
-
 def ask(nvml: Any, index: int, unseen: list[str]) -> GpuSeen:
     """One card, figure by figure: integrated GPUs answer some questions with "not supported"."""
     handle = nvml.nvmlDeviceGetHandleByIndex(index)
@@ -113,11 +100,6 @@ def ask(nvml: Any, index: int, unseen: list[str]) -> GpuSeen:
     memory = answer("memory", lambda: int(nvml.nvmlDeviceGetMemoryInfo(handle).total))
     driver = answer("driver version", lambda: text_of(nvml.nvmlSystemGetDriverVersion()))
     return GpuSeen(name, f"{sm[0]}.{sm[1]}" if sm else None, memory, driver)
-
-
-def text_of(value: str | bytes) -> str:
-    """Older bindings answer bytes."""
-    return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else value
 
 
 def count_on_bus(root: Path) -> int:
