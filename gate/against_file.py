@@ -20,7 +20,7 @@ from planish.errors import InconclusiveError, InputError
 from planish.gate.baseline_file import BaselineFile, RecordedLatency, data_of, readable
 from planish.gate.budgets import judge_measured_budgets
 from planish.gate.checks import Check, Verdict
-from planish.gate.clock import Clock, ProcessClock, Timing, environment
+from planish.gate.clock import Clock, KeptClock, ProcessClock, Timing, environment
 from planish.gate.data import Dataset
 from planish.gate.fingerprint import Fingerprint, fingerprint_of
 from planish.gate.limits import Limits
@@ -29,7 +29,6 @@ from planish.gate.parents import RecordedParent
 from planish.gate.pick_baseline import pick_baseline
 from planish.gate.report import GateReport, Side
 from planish.gate.sit_alone import sit_alone, timed_on
-from planish.gate.slowdown import Judged
 from planish.gate.verdict import DEFAULT_TOKENS, Session, dataset_for, report_of, same_kind, side_of
 from planish.gate.workloads import Shape, longest_input, shapes_for
 from planish.runtime.loader import load
@@ -177,7 +176,7 @@ def latency_checks(
     candidate: str | Path,
     kept: RecordedLatency | None,
     shapes: Sequence[Shape],
-    judged: Judged,
+    judged: KeptClock,
     threads: int | None,
     options: Options,
 ) -> list[Check]:
@@ -198,9 +197,9 @@ def latency_checks(
     return [latency_check(name, timings, kept, judged) for name, timings in found.items()]
 
 
-def latency_check(name: str, timings: Sequence[Timing], kept: RecordedLatency, judged: Judged) -> Check:
+def latency_check(name: str, timings: Sequence[Timing], kept: RecordedLatency, judged: KeptClock) -> Check:
     """The ratio of medians of one phase of one shape."""
-    kind: Judged = "cpu" if judged == kept.judged == "cpu" else "wall"
+    kind: KeptClock = "cpu" if judged == kept.judged == "cpu" else "wall"
     new = float(np.median([getattr(timing, kind) for timing in timings]))
     words, times = f"{'CPU' if kind == 'cpu' else 'wall'} time {1e3 * new:.3f} ms", kept.times.get(name)
     if times is None:

@@ -14,19 +14,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from planish import __version__
 from planish.errors import BundleError, InputError
-from planish.gate.clock import Timing
+from planish.gate.clock import KeptClock, Timing
 from planish.gate.data import Dataset, Sample, no_constant, unique_keys
 from planish.gate.fingerprint import Fingerprint
 from planish.gate.outputs import ASKS, Failure, Output, Outputs
 from planish.gate.packed import pack, unpack_floats, unpack_integers
-from planish.gate.slowdown import Judged
 from planish.gate.spans import Span
 from planish.runtime.decode import decode, encode
 from planish.runtime.manifest import canonical
@@ -91,7 +90,7 @@ class RecordedTimes:
 class RecordedLatency:
     """Times by ``1x32 inference`` etc.; ``judged``: the clock that the gate would judge by."""
 
-    judged: Literal["cpu", "wall"]
+    judged: KeptClock
     times: Mapping[str, RecordedTimes]
 
 
@@ -210,11 +209,11 @@ def readable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def times_of(times: Mapping[str, Sequence[Timing]], judged: Judged) -> RecordedLatency:
+def times_of(times: Mapping[str, Sequence[Timing]], judged: KeptClock) -> RecordedLatency:
     """Timings of each sitting, by name; to the nanosecond."""
     found = {}
     for name, timings in times.items():
-        cpu, wall = (tuple(round(value, 9) for value in clock) for clock in zip(*timings, strict=True))
+        cpu, wall = (tuple(round(getattr(one, clock), 9) for one in timings) for clock in get_args(KeptClock))
         found[name] = RecordedTimes(cpu, wall, float(np.median(cpu)), float(np.median(wall)))
     return RecordedLatency(judged, found)
 

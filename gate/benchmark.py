@@ -1,9 +1,10 @@
 """bench(): how fast, how big, how much memory; several bundles take turns, so that their ratios mean something.
 
 Every round runs each bundle once, in random order, after one untimed inference. Percentiles are of the wall clock,
-which is what a caller waits; ratios are to the first bundle, paired by sitting, of CPU time on CPU engines and of the
-wall clock elsewhere, with sessions opened anew for each (`planish.gate.latency` says why). With labelled data every
-bundle's metric is found, too. Nothing is judged here: that is `planish.gate.gate`.
+which is what a caller waits; ratios are to the first bundle, paired by sitting, of CPU time on CPU engines, of the
+device's own time on TensorRT engines and of the wall clock elsewhere, with sessions opened anew for each
+(`planish.gate.latency` says why). With labelled data every bundle's metric is found, too. Nothing is judged here: that
+is `planish.gate.gate`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from planish.errors import InputError
-from planish.gate.clock import Clock, ProcessClock, Timing, environment
+from planish.gate.clock import Clock, ProcessClock, Timing, environment, judged_on
 from planish.gate.latency import SETTLED, Probe, median_timing
 from planish.gate.limits import check_seconds
 from planish.gate.memory import peak_memory
@@ -26,6 +27,7 @@ from planish.gate.scores import Score, data_for, score_bundles
 from planish.gate.slowdown import UNKNOWN, Comparison, Pairs, Plan, decide
 from planish.gate.statistics import Interval, hodges_lehmann
 from planish.gate.workloads import BENCH_SHAPES, Shape, probes, shapes_for, spelled
+from planish.runtime.device_time import device_time_counted
 from planish.runtime.loader import load
 from planish.runtime.manifest import read_manifest
 
@@ -166,6 +168,7 @@ def bench(
     count = SITTINGS if len(paths) > 1 else 1
     for number in range(count):
         with ExitStack() as stack:
+            stack.enter_context(device_time_counted())
             order = [int(index) for index in rng.permutation(len(paths))]
             settled = SETTLED if len(paths) > 1 else None  # one alone disturbs nobody
             opened = {
@@ -174,12 +177,12 @@ def bench(
             }
             models = [opened[index] for index in range(len(paths))]
             wanted = shapes_for(models, shapes, BENCH_SHAPES)
-            on_cpu = all(model.device == "CPUExecutionProvider" for model in models)
+            judged = judged_on(models)
             for shape in wanted:
                 take_turns(models, shape, clock, seconds / len(wanted) / count, rng, times)
         if progress:
             progress("bench", number + 1, count)
-    after, plan = environment(), Plan(limit=None, judged="cpu" if on_cpu else "wall", seed=seed)
+    after, plan = environment(), Plan(limit=None, judged=judged, seed=seed)
     found: tuple[Score, ...] = ()
     if samples is not None:
         found = score_bundles(names, paths, samples, device=device, threads=threads, seed=seed, progress=progress)

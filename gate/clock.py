@@ -5,39 +5,80 @@ from __future__ import annotations
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
 from planish.gate.conditions import Conditions, read_conditions
+from planish.runtime.device_time import device_time
+from planish.runtime.placement import CPU
 
-__all__ = ["Clock", "ProcessClock", "Timing", "environment"]
+if TYPE_CHECKING:
+    from planish.runtime.model import Model
+
+__all__ = ["Clock", "Judged", "KeptClock", "ProcessClock", "Timing", "environment", "judged_on", "look", "since"]
 
 
 class Timing(NamedTuple):
-    """Seconds for one unit of work: processor time of all threads of the process, and the wall clock."""
+    """Seconds for one unit of work: processor time of all threads of the process, the wall clock, and what TensorRT
+    engines computed by the device's clock (0 where there are none).
+    """
 
     cpu: float
     wall: float
+    device: float = 0.0
+
+    def scaled(self, factor: float) -> Timing:
+        """So many times as long on every clock."""
+        return Timing(*(factor * seconds for seconds in self))
 
 
 class Clock(Protocol):
-    """Two monotonic counters in seconds; tests inject one that work advances."""
+    """Monotonic counters in seconds; tests inject one that work advances."""
 
     def cpu(self) -> float: ...
 
     def wall(self) -> float: ...
 
+    def device(self) -> float: ...
+
 
 class ProcessClock:
-    """CPU time of the whole process (every engine thread), and the monotonic wall clock."""
+    """CPU time of the whole process (every engine thread), the monotonic wall clock, and the device's."""
 
     def cpu(self) -> float:
         return time.process_time()
 
     def wall(self) -> float:
         return time.perf_counter()
+
+    def device(self) -> float:
+        return device_time()
+
+
+Judged = Literal["cpu", "wall", "device"]
+KeptClock = Literal["cpu", "wall"]
+"""What a baseline file keeps times of."""
+
+
+def judged_on(models: Sequence[Model]) -> Judged:
+    """The clock that speaks for engines: CPU time if all run on the CPU, the device's if all are TensorRT engines."""
+    devices = [model.device for model in models]
+    if all(device == CPU for device in devices):
+        return "cpu"
+    return "device" if all(device.startswith("tensorrt") for device in devices) else "wall"
+
+
+def look(clock: Clock) -> Timing:
+    """All three counters now."""
+    return Timing(clock.cpu(), clock.wall(), clock.device())
+
+
+def since(clock: Clock, start: Timing, units: int = 1) -> Timing:
+    """Seconds on each clock for one of so many units of work."""
+    return Timing(*((now - then) / units for now, then in zip(look(clock), start, strict=True)))
 
 
 def environment(conditions: Conditions | None = None) -> dict[str, Any]:

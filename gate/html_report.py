@@ -16,6 +16,7 @@ import numpy as np
 from planish.gate.html_marks import Scale, scale_of, shown, track
 from planish.gate.html_page import axis_row, between, bounds, facts, measured_on, page, percent, row, section
 from planish.gate.html_passes import passes
+from planish.gate.slowdown import CLOCK_WORDS
 from planish.gate.statistics import hodges_lehmann
 from planish.gate.workloads import spelled
 
@@ -111,7 +112,7 @@ def _metric(pair: Pair) -> str:
 
 def _latency(found: Comparison) -> str:
     """Both sides' times, then the ratio of each sitting."""
-    clock = "CPU time" if found.judged == "cpu" else "wall time"
+    clock = CLOCK_WORDS[found.judged]
     times = {side: [1e3 * getattr(one, found.judged) for one in getattr(found.timings, side)]
              for side in ("baseline", "candidate")}  # fmt: skip
     ratios = [new / old for old, new in zip(times["baseline"], times["candidate"], strict=True) if old > 0]

@@ -12,7 +12,8 @@ with :data:`SETTLED`: ONNX Runtime's threads otherwise spin on for a while after
 would take the processor from the other side. (Two threads on two cores, MiniLM INT8 against fp32 in one process:
 1.5 times as fast with them spinning, 2.2 without, and 2.2 is what either side does alone.)
 
-**Judged quantity**: process CPU time on CPU engines, the wall clock elsewhere. On a busy 2-core machine a rule like
+**Judged quantity**: process CPU time on CPU engines, the device's own time (CUDA events) on TensorRT engines, the wall
+clock elsewhere. On a busy 2-core machine a rule like
 that of `planish.gate.slowdown` raised no false alarm on identical models and found +5 % in 94 % of the rounds on CPU
 time; on the wall clock it found 9 % (54 rounds of 40 pairs). The gate measures on one thread unless told otherwise:
 then CPU time is work and nothing else, while idle threads of a larger pool spin, and on a busy machine spin for long.
@@ -27,7 +28,7 @@ from contextlib import AbstractContextManager
 
 import numpy as np
 
-from planish.gate.clock import Clock, ProcessClock, Timing
+from planish.gate.clock import Clock, ProcessClock, Timing, look, since
 from planish.gate.drift import Watch
 from planish.gate.slowdown import FIRST_LOOK, LEAST_PAIRS, Comparison, Pairs, Plan, decide, is_clear, under
 
@@ -58,10 +59,10 @@ def block(run: Callable[[], object], inferences: int, settle: Callable[[], objec
 
     def probe(clock: Clock) -> Mapping[str, Timing]:
         first()
-        cpu, wall = clock.cpu(), clock.wall()
+        start = look(clock)
         for _ in range(inferences):
             run()
-        return {"inference": Timing((clock.cpu() - cpu) / inferences, (clock.wall() - wall) / inferences)}
+        return {"inference": since(clock, start, inferences)}
 
     return probe
 
@@ -69,9 +70,10 @@ def block(run: Callable[[], object], inferences: int, settle: Callable[[], objec
 def block_length(run: Callable[[], object], clock: Clock) -> int:
     """How many inferences make a block of about ``BLOCK_SECONDS``, at most 100."""
     run()
-    cpu, wall = clock.cpu(), clock.wall()
+    start = look(clock)
     run()
-    took = (clock.cpu() - cpu) or (clock.wall() - wall)  # a busy machine stretches the wall clock
+    found = since(clock, start)
+    took = found.cpu or found.wall  # a busy machine stretches the wall clock
     return max(1, min(100, math.ceil(BLOCK_SECONDS / took))) if took > 0 else 1
 
 
@@ -141,5 +143,5 @@ def hold(shape: str, sides: Sequence[Probe], found: dict[str, Pairs], clock: Clo
 
 
 def median_timing(timings: Sequence[Timing]) -> Timing:
-    """Medians of CPU and wall, each by itself."""
-    return Timing(float(np.median([t.cpu for t in timings])), float(np.median([t.wall for t in timings])))
+    """Medians of each clock by itself."""
+    return Timing(*(float(seconds) for seconds in np.median(np.array(timings), axis=0)))

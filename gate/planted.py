@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from planish.gate.clock import Clock, Timing
+from planish.gate.clock import Clock, Timing, look, since
 from planish.gate.latency import Probe, Sides, Sitting, block_length
 from planish.gate.workloads import encoder_run
+from planish.runtime.device_time import device_time_counted
 from planish.runtime.loader import load
 
 if TYPE_CHECKING:
@@ -38,10 +39,10 @@ def working(run: Callable[[], object], extra: float, inferences: int = INFERENCE
         more = int(owed)
         owed -= more
         run()
-        cpu, wall = clock.cpu(), clock.wall()
+        start = look(clock)
         for _ in range(inferences + more):
             run()
-        return {"inference": Timing((clock.cpu() - cpu) / inferences, (clock.wall() - wall) / inferences)}
+        return {"inference": since(clock, start, inferences)}
 
     return probe
 
@@ -53,10 +54,10 @@ def decoding(model: Model, ids: NDArray[np.int64], extra: int, steps: int = INFE
     def probe(clock: Clock) -> dict[str, Timing]:
         run = model.decoder.start(len(ids), longest=ids.shape[1], limit=ids.shape[1] + len(forced))
         run.prefill(list(ids))  # untimed: the other side's cache lines leave
-        cpu, wall = clock.cpu(), clock.wall()
+        start = look(clock)
         for tokens in forced:
             run.step(tokens.tolist())
-        timing = Timing((clock.cpu() - cpu) / steps, (clock.wall() - wall) / steps)
+        timing = since(clock, start, steps)
         run.close()
         return {"decode": timing}
 
@@ -76,6 +77,7 @@ def planted_sitting(
     @contextmanager
     def sit(order: tuple[int, ...]) -> Iterator[Sides]:
         with ExitStack() as stack:
+            stack.enter_context(device_time_counted())
             opened = {side: stack.enter_context(load(bundle, **options)) for side in order}
             models = [opened[side] for side in sorted(opened)]
             plants = [plant, *[0.0] * (len(models) - 1)]

@@ -75,6 +75,6 @@ def redrawn(pool: Pool, size: int, slower: float, heat: float, rng: np.random.Ge
     for index in rng.choice(len(pool), size=size, replace=False):
         new, old = pool[index] if rng.integers(2) else pool[index][::-1]
         factor = math.exp(heat * rng.normal())
-        pairs.candidate.append(Timing(new.cpu * factor * slower, new.wall * factor * slower))
-        pairs.baseline.append(Timing(old.cpu * factor, old.wall * factor))
+        pairs.candidate.append(new.scaled(factor * slower))
+        pairs.baseline.append(old.scaled(factor))
     return pairs

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from planish.gate.checks import Verdict
-from planish.gate.clock import Clock, ProcessClock, environment
+from planish.gate.clock import Clock, ProcessClock, environment, judged_on
 from planish.gate.data import Dataset, plain_texts
 from planish.gate.drift import Watch
 from planish.gate.embeddings import each_text
@@ -183,19 +183,19 @@ def selftest(
     with load(bundle, device, threads=threads) as model:
         samples = at_most(SAMPLES, dataset_for(model, data, None), rng)
         found = accuracy_trials(model, samples, limits, rng, progress)
-        on_cpu = model.device == "CPUExecutionProvider"
-        card = None if on_cpu else card_of(device, model.device)
+        judged = judged_on([model])
+        card = None if judged == "cpu" else card_of(device, model.device)
         shape = shapes_for((model,), None, GATE_SHAPES)[0]
         length = min(shape.length, PROMPT) if model.manifest.generation is not None else shape.length
         task, vocabulary = model.manifest.task, model.manifest.vocab_size
-    timed_threads = 1 if threads is None and on_cpu else threads
-    before, question = {**environment(), "threads": timed_threads, "judged": "cpu" if on_cpu else "wall"}, ""
+    timed_threads = 1 if threads is None and judged == "cpu" else threads
+    before, question = {**environment(), "threads": timed_threads, "judged": judged}, ""
     if latency:
         timer = clock or ProcessClock()
         ids = rng.integers(0, vocabulary, size=(shape.batch, length), dtype=np.int64)
         opened = {"device": device, "threads": timed_threads, "session_options": SETTLED}
         left = max(seconds - (time.perf_counter() - begun), 1e-9)
-        plan = Plan(limits.latency_limit, 0.0, "cpu" if on_cpu else "wall", left, seed=seed)
+        plan = Plan(limits.latency_limit, 0.0, judged, left, seed=seed)
 
         def sitting(plant: float) -> Sitting:
             return planted_sitting(bundle, ids, plant, timer, opened)

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from planish.gate.clock import Clock, Timing
+from planish.gate.clock import Clock, KeptClock, Timing
 from planish.gate.latency import BLOCKS, SETTLED, median_timing
-from planish.gate.slowdown import FIRST_LOOK, Judged
+from planish.gate.slowdown import FIRST_LOOK
 from planish.gate.workloads import Shape, probes
 from planish.runtime.loader import load
 from planish.runtime.placement import CPU
@@ -25,7 +25,7 @@ __all__ = ["SITTINGS", "sit_alone", "timed_on"]
 SITTINGS = FIRST_LOOK
 
 
-def timed_on(model: Model, threads: int | None) -> tuple[Judged, int | None]:
+def timed_on(model: Model, threads: int | None) -> tuple[KeptClock, int | None]:
     """The clock that speaks for a model, and the threads it is timed with: one, where that is CPU time."""
     if model.device != CPU:
         return "wall", threads

@@ -14,7 +14,7 @@ Wilcoxon's test:
 **On the wall clock** a regress must also exceed the noise of the clock itself: in the same sittings the baseline is
 opened a second time and measured against itself, and the 95 % interval of that ratio (which should hold 1) is a floor:
 what two sessions of one bundle differ by is no slowdown. Where CPU time is judged, the wall clock is reported, and
-judged only against a limit of its own.
+judged only against a limit of its own. So where the device's clock is judged.
 
 A true slowdown of exactly L therefore passes in at most 2.5 % of runs. A difference below the absolute floor never
 regresses: L is raised to where the difference is the floor.
@@ -28,13 +28,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from planish.gate.checks import Check, Verdict, safe_exp
-from planish.gate.clock import Timing
+from planish.gate.clock import Judged, Timing
 from planish.gate.drift import Trend, trend_of
 from planish.gate.resample import ratio_of_medians
 from planish.gate.statistics import (
@@ -46,10 +46,10 @@ from planish.gate.statistics import (
 )
 
 __all__ = [
+    "CLOCK_WORDS",
     "FIRST_LOOK",
     "LEAST_PAIRS",
     "Comparison",
-    "Judged",
     "Pairs",
     "Plan",
     "decide",
@@ -59,7 +59,6 @@ __all__ = [
 ]
 
 Floats = NDArray[np.float64]
-Judged = Literal["cpu", "wall"]
 
 CLEAR = 0.995  # confidence of the interval that may stop early
 FINAL = 0.95
@@ -68,6 +67,9 @@ FIRST_LOOK = 9  # fewer have no interval of 99.5 %
 LEAST_PAIRS = 6  # fewer have no interval of 95 %
 MOST_NOISE = 10.0  # log ratio; an interval of few sittings has no end
 MOST_LOST = 0.05  # share of pairs a bad clock may cost
+Side = Literal["candidate", "baseline"]
+SIDES: tuple[Side, ...] = get_args(Side)
+CLOCK_WORDS = {"cpu": "CPU time", "wall": "wall time", "device": "GPU compute time"}
 UNKNOWN = Interval(math.nan, -math.inf, math.inf, FINAL, "no pairs")
 
 
@@ -75,7 +77,7 @@ UNKNOWN = Interval(math.nan, -math.inf, math.inf, FINAL, "no pairs")
 class Plan:
     """How long to measure and what to judge; ``limit=None`` reports and judges nothing.
 
-    ``wall_limit``: where CPU time is judged, the wall clock is judged, too, against it.
+    ``wall_limit``: where another clock is judged, the wall clock is judged, too, against it.
     """
 
     limit: float | None = 1.05
@@ -90,7 +92,7 @@ class Plan:
     def judgements(self) -> dict[str, Plan]:
         """A plan for each clock that is judged, by the word that its comparison's name has: nothing, or ``wall``."""
         found = {"": self}
-        if self.wall_limit is not None and self.judged == "cpu":
+        if self.wall_limit is not None and self.judged != "wall":
             found["wall"] = replace(self, judged="wall", limit=self.wall_limit, wall_limit=None)
         return found
 
@@ -119,7 +121,7 @@ class Pairs:
         first, second = paired(self.baseline, self.again, judged)
         return hodges_lehmann(np.log(second / first), FINAL) if len(first) else None
 
-    def median(self, side: Literal["candidate", "baseline"], kind: Judged) -> float:
+    def median(self, side: Side, kind: Judged) -> float:
         return float(np.median([getattr(timing, kind) for timing in getattr(self, side)]))
 
 
@@ -257,12 +259,7 @@ def decide(name: str, pairs: Pairs, plan: Plan) -> Comparison:
         detectable=minimum_detectable_ratio(interval),
         pairs=len(pairs.candidate),
         lost=lost,
-        median_seconds={
-            "candidate_cpu": pairs.median("candidate", "cpu"),
-            "baseline_cpu": pairs.median("baseline", "cpu"),
-            "candidate_wall": pairs.median("candidate", "wall"),
-            "baseline_wall": pairs.median("baseline", "wall"),
-        },
+        median_seconds={f"{side}_{clock}": pairs.median(side, clock) for clock in get_args(Judged) for side in SIDES},
         median_ratio=ratio_of_medians(candidate, baseline, seed=plan.seed) if len(logs) else UNKNOWN,
         wall_ratio=ratio_of_medians(*wall, seed=plan.seed) if len(wall[0]) else UNKNOWN,
         timings=pairs,
@@ -294,7 +291,7 @@ def verdict_of(interval: Interval, p_slower: float, allowed: float, suspect: flo
 
 def judge_latency(found: Comparison) -> Check:
     """The comparison as a check of the gate."""
-    kind = "CPU time" if found.judged == "cpu" else "wall time"
+    kind = CLOCK_WORDS[found.judged]
     ratio = found.ratio
     text = f"{found.name}: {kind} {ratio.estimate:.3f} times the baseline's"
     text += f" ({ratio.low:.3f} to {ratio.high:.3f}, {found.pairs} pairs)"

@@ -39,7 +39,7 @@ from planish.gate.checks import (
     overall,
     safe_exp,
 )
-from planish.gate.clock import Clock, ProcessClock, environment
+from planish.gate.clock import Clock, Judged, ProcessClock, environment, judged_on
 from planish.gate.data import Dataset, load_data, unlabelled
 from planish.gate.drift import Watch
 from planish.gate.embeddings import embedding_checks
@@ -58,8 +58,9 @@ from planish.gate.sample_lines import said_of_samples, said_of_windows
 from planish.gate.scores import scores
 from planish.gate.similarity import judge_similarity
 from planish.gate.slices import SliceLoss, judge_slices, slice_losses, slices_of
-from planish.gate.slowdown import Comparison, Judged, Plan, judge_latency
+from planish.gate.slowdown import Comparison, Plan, judge_latency
 from planish.gate.workloads import GATE_SHAPES, Shape, probes, shapes_for
+from planish.runtime.device_time import device_time_counted
 from planish.runtime.loader import load
 
 if TYPE_CHECKING:
@@ -138,18 +139,18 @@ def gate(
         session = Session(new, OpenParent(old), samples, limits, seed, progress)
         session.judge_generation(DEFAULT_TOKENS if builtin else None) if task == "text-generation" else session.judge()
         session.judge_bytes()
-        on_cpu = all(model.device == "CPUExecutionProvider" for model in (new, old))
+        judged = judged_on((new, old))
         shapes_timed = shapes_for((new, old), shapes, GATE_SHAPES) if latency else []
-        watched = None if on_cpu else card_of(device, new.device)
+        watched = None if judged == "cpu" else card_of(device, new.device)
     session.checks += judge_measured_budgets(
         candidate, limits, memory=memory, energy=energy, shapes=shapes, device=device, threads=threads
     )
-    timed_threads, watch = 1 if threads is None and on_cpu else threads, Watch(watched)
-    before = {**environment(watch.looks[0]), "threads": timed_threads, "judged": "cpu" if on_cpu else "wall"}
+    timed_threads, watch = 1 if threads is None and judged == "cpu" else threads, Watch(watched)
+    before = {**environment(watch.looks[0]), "threads": timed_threads, "judged": judged}
     if latency:
         clock = clock or ProcessClock()
         opened = {"device": device, "threads": timed_threads, "session_options": SETTLED}
-        plan = plan_of(limits, on_cpu, seconds, seed)
+        plan = plan_of(limits, judged, seconds, seed)
         sitting = sittings((candidate, baseline), shapes_timed, clock, seed, opened)
         session.judge_latency(compare(sitting, plan, clock=clock, progress=progress, watch=watch))
         session.after = watch.looks[-1]
@@ -296,12 +297,11 @@ class Session:
         self.checks += [judge_latency(comparison) for comparison in found]
 
 
-def plan_of(limits: Limits, on_cpu: bool, seconds: float, seed: int) -> Plan:
-    """What is judged: CPU time on CPU engines, the wall clock beside it if that is limited; else the wall clock."""
+def plan_of(limits: Limits, judged: Judged, seconds: float, seed: int) -> Plan:
+    """What is judged, and the wall clock beside it if that is limited; of two limits of the wall clock the smaller."""
     limit, wall = limits.latency_limit, limits.max_wall_ratio
-    if not on_cpu and wall is not None:
+    if judged == "wall" and wall is not None:
         limit, wall = wall if limit is None else min(limit, wall), None
-    judged: Judged = "cpu" if on_cpu else "wall"
     return Plan(limit, limits.latency_floor_seconds, judged, seconds, seed=seed, wall_limit=wall)
 
 
@@ -313,6 +313,7 @@ def sittings(
     @contextmanager
     def sit(order: tuple[int, ...]) -> Iterator[Sides]:
         with ExitStack() as stack:
+            stack.enter_context(device_time_counted())
             opened = {side: stack.enter_context(load(bundles[min(side, 1)], **options)) for side in order}
             models = [opened[side] for side in sorted(opened)]
             yield {str(shape): tuple(probes(models, shape, clock, seed)) for shape in shapes}

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planish.errors import InputError
-from planish.gate.clock import Clock, Timing
+from planish.gate.clock import Clock, Timing, look, since
 from planish.gate.latency import Probe, block, block_length
 from planish.runtime.decoders import Run
 
@@ -121,15 +121,14 @@ def decoder_probe(model: Model, ids: Ints, forced: Ints) -> Probe:
         settle = start()
         settle.prefill([row[:SETTLE_TOKENS] for row in rows])  # untimed: the other side's cache lines leave
         settle.close()
-        cpu, wall = clock.cpu(), clock.wall()
+        begun = look(clock)
         run = start()
         run.prefill(rows)
-        first_cpu, first_wall = clock.cpu(), clock.wall()
+        first, ready = since(clock, begun), look(clock)
         for tokens in forced:
             run.step(tokens.tolist())
-        steps = len(forced)
-        decode = Timing((clock.cpu() - first_cpu) / steps, (clock.wall() - first_wall) / steps)
+        decode = since(clock, ready, len(forced))
         run.close()
-        return {"prefill": Timing(first_cpu - cpu, first_wall - wall), "decode": decode}
+        return {"prefill": first, "decode": decode}
 
     return probe

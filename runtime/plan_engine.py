@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from planish.errors import HostError, RequestError
 from planish.runtime.cuda import Cuda
 from planish.runtime.device_memory import Pool, array_at
+from planish.runtime.device_time import add_device_time, is_device_time_counted
 from planish.runtime.engine_info import EngineInfo
 from planish.runtime.kernel_cache import KernelCache
 from planish.runtime.manifest import Dialect
@@ -122,9 +123,6 @@ class PlanEngine:
         """As :meth:`run`, and where its time went. The marks themselves cost a few microseconds."""
         with self.lock:
             self.open()
-            self.cuda.activate()
-            while len(self._events) < 4:
-                self._events.append(self.cuda.event())
             self._marking = True
             try:
                 outputs = self.run(inputs)
@@ -162,9 +160,12 @@ class PlanEngine:
         shapes: Mapping[str, tuple[int, ...]],
         held: Mapping[str, int],
     ) -> dict[str, NDArray[Any]]:
-        moves = self.memory.moves
+        moves, counted = self.memory.moves, is_device_time_counted()
+        marked = counted or self._marking
+        while marked and len(self._events) < 4:
+            self._events.append(self.cuda.event())
         context = plan.context(profile, self.stream)
-        self._mark(0)
+        self._mark(0, marked)
         addresses = self._send(plan, inputs)
         own = [name for name in self.output_names if name not in held]
         found = plan.prepare(context, shapes, {**addresses, **held}, own)
@@ -174,12 +175,14 @@ class PlanEngine:
         if self.memory.moves != moves:
             self.replays.forget()
         plan.bind(context, outputs)
-        self._mark(1)
+        self._mark(1, marked)
         self._execute(plan, profile, context, shapes, addresses)
-        self._mark(2)
+        self._mark(2, marked)
         staged = {name: self._fetch(plan.ports[name], outputs[name], found[name]) for name in own}
-        self._mark(3)
+        self._mark(3, marked)
         self.cuda.synchronize(self.stream)
+        if counted:
+            add_device_time(self.cuda.milliseconds(self._events[1], self._events[2]) / 1000)
         return {name: array if array.flags.owndata else array.copy() for name, array in staged.items()}
 
     def _execute(
@@ -202,8 +205,8 @@ class PlanEngine:
         key = (profile, tuple(sorted(shapes.items())), tuple(sorted(addresses.items())))
         self.replays(key, self.stream, lambda: plan.enqueue(context, self.stream), dedicated)
 
-    def _mark(self, number: int) -> None:
-        if self._marking:
+    def _mark(self, number: int, marked: bool) -> None:
+        if marked:
             self.cuda.record(self._events[number], self.stream)
 
     def cache_memory(self) -> DeviceBlocks:

@@ -245,6 +245,9 @@ class StepClock:
         self.now += 1e-3
         return self.now
 
+    def device(self) -> float:
+        return 0.0
+
 
 @pytest.fixture
 def step_clock() -> StepClock:

@@ -32,6 +32,9 @@ class Machine:
     def wall(self) -> float:
         return self.now
 
+    def device(self) -> float:
+        return 0.0
+
     def work(self, seconds: float) -> Callable[[], None]:
         def run() -> None:
             took = seconds * math.exp(self.rng.normal(0, self.noise)) * (1 + self.drift * self.now)

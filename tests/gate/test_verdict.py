@@ -221,12 +221,13 @@ def test_the_wall_clock_is_judged_beside_cpu_time_if_it_is_limited(make_bundle: 
 
 def test_what_is_judged_on_which_engine() -> None:
     limits = Limits(max_wall_ratio=1.2)
-    assert plan_of(limits, True, 1.0, 0).judgements["wall"].limit == 1.2
-    assert plan_of(limits, True, 1.0, 0).limit == 1.05
-    on_gpu = plan_of(limits, False, 1.0, 0)
+    assert plan_of(limits, "cpu", 1.0, 0).judgements["wall"].limit == 1.2
+    assert plan_of(limits, "cpu", 1.0, 0).limit == 1.05
+    assert plan_of(limits, "device", 1.0, 0).judgements["wall"].limit == 1.2
+    on_gpu = plan_of(limits, "wall", 1.0, 0)
     assert (on_gpu.judged, on_gpu.limit, on_gpu.wall_limit, on_gpu.sides) == ("wall", 1.05, None, 3)
-    assert plan_of(Limits(max_wall_ratio=1.02), False, 1.0, 0).limit == 1.02
-    assert plan_of(Limits(max_wall_ratio=1.02, max_latency_ratio=None), False, 1.0, 0).limit == 1.02
+    assert plan_of(Limits(max_wall_ratio=1.02), "wall", 1.0, 0).limit == 1.02
+    assert plan_of(Limits(max_wall_ratio=1.02, max_latency_ratio=None), "wall", 1.0, 0).limit == 1.02
 
 
 class EngineClock(WorkClock):

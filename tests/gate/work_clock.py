@@ -16,3 +16,6 @@ class WorkClock:
 
     def wall(self) -> float:
         return self.now
+
+    def device(self) -> float:
+        return 0.0

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 __all__ = ["FakeCudart"]
 
+NOT_READY = 600
 MEMORY, INVALID, NO_DEVICE, NO_DRIVER, ILLEGAL_ADDRESS, NOT_CAPTURABLE = 2, 1, 100, 35, 700, 900
 NAMES = {
+    NOT_READY: ("cudaErrorNotReady", "device not ready"),
     INVALID: ("cudaErrorInvalidValue", "invalid argument"),
     MEMORY: ("cudaErrorMemoryAllocation", "out of memory"),
     NO_DRIVER: ("cudaErrorInsufficientDriver", "CUDA driver version is insufficient for CUDA runtime version"),
@@ -39,7 +42,7 @@ class FakeCudart:
         self.streams: dict[int, list[Callable[[], None]]] = {}
         self.recording: dict[int, list[Callable[[], None]]] = {}
         self.graphs: dict[int, tuple[list[Callable[[], None]], str]] = {}
-        self.events: set[int] = set()
+        self.events: dict[int, float | None] = {}  # when the stream came to it, seconds
         self.pending_error = 0
         self.plain_from = 32 << 20
         self._failures: dict[str, tuple[int, int]] = {}
@@ -164,20 +167,27 @@ class FakeCudart:
 
     def cudaEventCreate(self, event: Any) -> None:
         event._obj.value = next(self._handles)
-        self.events.add(event._obj.value)
+        self.events[event._obj.value] = None
 
     def cudaEventDestroy(self, event: int) -> int:
-        self.events.discard(event)
+        self.events.pop(event, None)
         return 0
 
     def cudaEventRecord(self, event: int, stream: int) -> int:
-        return 0 if event in self.events and stream in self.streams else INVALID
+        if event not in self.events or stream not in self.streams:
+            return INVALID
+        self.streams[stream].append(lambda: self.events.update({event: time.perf_counter()}))
+        return 0
 
     def cudaEventSynchronize(self, event: int) -> int:
         return 0 if event in self.events else INVALID
 
-    def cudaEventElapsedTime(self, elapsed: Any, start: int, stop: int) -> None:
-        elapsed._obj.value = 1.5
+    def cudaEventElapsedTime(self, elapsed: Any, start: int, stop: int) -> int:
+        begun, ended = self.events[start], self.events[stop]
+        if begun is None or ended is None:
+            return NOT_READY
+        elapsed._obj.value = 1000 * (ended - begun)
+        return 0
 
     def cudaStreamBeginCapture(self, stream: int, mode: int) -> int:
         if stream not in self.streams or stream in self.recording:

@@ -15,6 +15,7 @@ import onnxruntime
 import pytest
 
 from planish.errors import HostError
+from planish.gate import gate
 from planish.runtime import load, prove_engine, read_manifest, update_manifest
 from planish.runtime.cuda import Cuda, DeviceMemoryError, open_cuda
 from planish.runtime.device_memory import Pool, array_at
@@ -162,6 +163,10 @@ def test_an_encoder_built_here(cuda: Cuda, module: str, minilm: Path, tmp_path: 
             model.run(inputs)
         print(f"\n{cuda.facts}: {1e3 * (time.perf_counter() - begun) / 100:.3f} ms a 1x128, {engine.timed(inputs)[1]}")
         assert engine.replays.launches or engine.open().self_graphs
+    report = gate(bundle, bundle, texts=sentences[:20], shapes=[(1, 128)], seconds=20)
+    print(report.to_markdown())
+    assert [found.judged for found in report.latency] == ["device"]
+    assert report.verdict != "regress"
     free = cuda.memory()[0]
     for _ in range(3):
         load(bundle).close()
