@@ -139,7 +139,8 @@ def _latency(found: Comparison) -> str:
         row("candidate / baseline", chart, figure),
         axis_row(near, f"ratio, one dot a sitting; bar: {percent(found.ratio)}"),
     ]
-    note = f"{clock[0].upper()}{clock[1:]} of {found.pairs} sittings; the smallest slowdown found in 80 % of cases: {found.detectable_words}."
+    begun = f"{clock[0].upper()}{clock[1:]} of {found.pairs} sittings"
+    note = f"{begun}; the smallest slowdown found in 80 % of cases: {found.detectable_words}."
     if found.judged != "wall":
         note += f" Wall time ratio {shown(found.wall_ratio.estimate)}{_after(between(found.wall_ratio))}."
     if found.noise is not None:
