@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from tests.conftest import package_dir  # noqa: E402
+from tests.sentiment_data import movie_split  # noqa: E402
 
 RECIPE = {
     "schema": 1,
@@ -60,11 +61,7 @@ print(json.dumps(told), flush=True)
 
 def sentences() -> list[str]:
     """The first 1,000 of the training split (Hutto & Gilbert 2014)."""
-    from tests import conftest
-
-    fixture = conftest.movie_sentences
-    split = fixture.__wrapped__() if hasattr(fixture, "__wrapped__") else fixture._get_wrapped_function()()
-    return [text for text, _ in split["train"][:1000]]
+    return [text for text, _ in movie_split()["train"][:1000]]
 
 
 def start(folder: Path, name: str) -> subprocess.Popen[str]:

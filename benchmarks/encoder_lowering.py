@@ -36,6 +36,7 @@ from planish.export.lower_builder import CONTRIB, Builder  # noqa: E402
 from planish.export.reader import QuantizedLinear  # noqa: E402
 from planish.export.reference import load_float  # noqa: E402
 from tests.conftest import package_dir  # noqa: E402
+from tests.sentiment_data import movie_split  # noqa: E402
 
 SENTENCES = 200
 SHAPES = ((1, 16), (1, 128), (8, 128))
@@ -219,14 +220,9 @@ def tokenizer_of(model: Path) -> tokenizers.Tokenizer:
 
 
 def movie_sentences(model: Path) -> list[list[int]]:
-    from tests import conftest
-
-    split = conftest.movie_sentences.__wrapped__() if hasattr(conftest.movie_sentences, "__wrapped__") else None
-    if split is None:  # pytest 8.4 and later wrap fixtures in an object
-        split = conftest.movie_sentences._get_wrapped_function()()
     tokenizer = tokenizer_of(model)
     tokenizer.enable_truncation(128)
-    return [tokenizer.encode(text).ids for text, _ in split["test"][:SENTENCES]]
+    return [tokenizer.encode(text).ids for text, _ in movie_split()["test"][:SENTENCES]]
 
 
 def build(folder: Path, minilm: Path) -> dict[str, tuple[Path, tuple[str, ...]]]:

@@ -7,15 +7,14 @@ archive of vaderSentiment (Hutto & Gilbert 2014) that `make data` puts into `.ca
 from __future__ import annotations
 
 import importlib.util
-import io
 import os
-import random
 import signal
-import tarfile
 import threading
 from pathlib import Path
 
 import pytest
+
+from tests.sentiment_data import ARCHIVE, movie_split
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -55,24 +54,6 @@ def judge_text() -> str:
 @pytest.fixture(scope="session")
 def movie_sentences() -> dict[str, list[tuple[str, int]]]:
     """The sentiment split: {'train': 8057, 'validation': 1007, 'test': 1008} pairs of text and label (1 = positive)."""
-    archive = CACHE / "data" / "vaderSentiment-3.3.2.tar.gz"
-    if not archive.is_file():
-        pytest.fail(f"{archive} is missing; run `make data`")
-    with tarfile.open(archive) as outer:
-        inner = outer.extractfile("vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz")
-        assert inner is not None
-        with tarfile.open(fileobj=io.BytesIO(inner.read())) as tar:
-            name = next(
-                n for n in tar.getnames() if n.endswith("/movieReviewSnippets_GroundTruth.txt") and "/._" not in n
-            )
-            member = tar.extractfile(name)
-            assert member is not None
-            lines = member.read().decode("utf-8", errors="replace").splitlines()
-    rows = []
-    for line in lines:
-        _, mean, text = line.split("\t", 2)
-        if abs(float(mean)) >= 0.5:
-            rows.append((text.strip(), int(float(mean) > 0)))
-    random.Random(1234).shuffle(rows)
-    first, second = int(len(rows) * 0.8), int(len(rows) * 0.9)
-    return {"train": rows[:first], "validation": rows[first:second], "test": rows[second:]}
+    if not ARCHIVE.is_file():
+        pytest.fail(f"{ARCHIVE} is missing; run `make data`")
+    return movie_split()

@@ -1,7 +1,6 @@
 """A BERT worth judging: MiniLM fine-tuned on the movie sentences (Hutto & Gilbert 2014), kept in `.cache` once made.
 
-Protocol: drop |mean| < 0.5, label = mean > 0, `random.Random(1234).shuffle`, split 80/10/10, length 64, 2 epochs,
-batch 32.
+The data and their split: `tests.sentiment_data`. Length 64, 2 epochs, batch 32.
 """
 
 from __future__ import annotations
@@ -13,9 +12,9 @@ from typing import Any
 
 import torch
 
-__all__ = ["train_sentiment"]
+from tests.sentiment_data import Rows
 
-Rows = list[tuple[str, int]]
+__all__ = ["train_sentiment"]
 
 
 def train_sentiment(
