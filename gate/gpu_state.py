@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from planish.bindings import import_quietly, text_of
+from planish.bindings import decoded, import_quietly
 from planish.errors import InconclusiveError
 from planish.runtime.placement import parse_device
 
@@ -94,7 +94,7 @@ def handle_of(nvml: Any, index: int, environ: Mapping[str, str] = os.environ) ->
     if not entry.isdigit():
         return nvml.nvmlDeviceGetHandleByUUID(entry)
     handles = [nvml.nvmlDeviceGetHandleByIndex(number) for number in range(nvml.nvmlDeviceGetCount())]
-    names = sorted({text_of(nvml.nvmlDeviceGetName(handle)) for handle in handles})
+    names = sorted({decoded(nvml.nvmlDeviceGetName(handle)) for handle in handles})
     if len(names) > 1 and environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
         fix = "export CUDA_DEVICE_ORDER=PCI_BUS_ID"
         raise InconclusiveError("GPUs of one kind, or counted by their bus", " and ".join(names), fix)
@@ -132,7 +132,7 @@ def ask(nvml: Any, handle: Any) -> GpuState:
         return int((getattr(nvml, name, None) or nvml.nvmlDeviceGetCurrentClocksThrottleReasons)(handle))
 
     return GpuState(
-        name=answer(lambda: text_of(nvml.nvmlDeviceGetName(handle))),
+        name=answer(lambda: decoded(nvml.nvmlDeviceGetName(handle))),
         sm_mhz=answer(lambda: int(nvml.nvmlDeviceGetClockInfo(handle, CLOCK_SM))),
         memory_mhz=answer(lambda: int(nvml.nvmlDeviceGetClockInfo(handle, CLOCK_MEMORY))),
         temperature_c=answer(lambda: int(nvml.nvmlDeviceGetTemperature(handle, SENSOR_GPU))),

@@ -13,11 +13,11 @@ would take the processor from the other side. (Two threads on two cores, MiniLM 
 1.5 times as fast with them spinning, 2.2 without, and 2.2 is what either side does alone.)
 
 **Judged quantity**: process CPU time on CPU engines, the device's own time (CUDA events) on TensorRT engines, the wall
-clock elsewhere. On a busy 2-core machine a rule like
-that of `planish.gate.slowdown` raised no false alarm on identical models and found +5 % in 94 % of the rounds on CPU
-time; on the wall clock it found 9 % (54 rounds of 40 pairs). The gate measures on one thread unless told otherwise:
-then CPU time is work and nothing else, while idle threads of a larger pool spin, and on a busy machine spin for long.
-CPU time does not see how well the work spreads over cores: the wall ratio is always reported beside it.
+clock elsewhere. On a busy 2-core machine a rule like that of `planish.gate.slowdown` raised no false alarm on identical
+models and found +5 % in 94 % of the rounds on CPU time; on the wall clock it found 9 % (54 rounds of 40 pairs). The
+gate measures on one thread unless told otherwise: then CPU time is work and nothing else, while idle threads of a
+larger pool spin, and on a busy machine spin for long. CPU time does not see how well the work spreads over cores: the
+wall ratio is always reported beside it.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def compare(
     end = clock.wall() + plan.seconds
     rng = np.random.default_rng(plan.seed)
     found: dict[str, Pairs] = {}
-    look = FIRST_LOOK
+    due = FIRST_LOOK
     for done in range(1, plan.max_pairs + 1):
         with sitting(tuple(int(side) for side in rng.permutation(plan.sides))) as sides:
             for shape, probes in sides.items():
@@ -106,8 +106,8 @@ def compare(
         over = clock.wall() - end
         if over >= 0 and (done >= LEAST_PAIRS or over >= PATIENCE * plan.seconds):
             break
-        if done >= look:
-            look = math.ceil(look * GROWTH)
+        if done >= due:
+            due = math.ceil(due * GROWTH)
             if all(is_clear(pairs, each) for pairs in found.values() for each in plan.judgements.values()):
                 break
     clocks = plan.judgements.items()

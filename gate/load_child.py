@@ -1,8 +1,8 @@
 """The process in which LoadGen drives a bundle: LoadGen ends the process it is in when it is unhappy, and cannot be
 stopped from inside.
 
-LoadGen calls :meth:`Served.issue` on a thread of its own; one worker takes what waits, in batches, and tells LoadGen of
-each answer. A text becomes an answer as a caller would have it: tokenizing and reading the model's output are timed.
+LoadGen puts requests into a queue; one worker takes what waits, in batches, and tells LoadGen of each answer. A text
+becomes an answer as a caller would have it: tokenizing and reading the model's output are timed.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def first_token(lg: Any, identity: int) -> None:
 
 
 def fastest(run: Callable[[], object]) -> float:
-    """Seconds of the fastest of some calls, at least two."""
+    """Seconds of the fastest of some calls, at least one, after one that is not timed."""
     run()
     times: list[float] = []
     end = time.perf_counter() + WARM_UP_SECONDS

@@ -148,9 +148,9 @@ def requests_for(manifest: Manifest, data: str | Path | Dataset | None) -> tuple
 def run(order: dict[str, Any], plan: LoadPlan, progress: Progress | None) -> dict[str, Any]:
     """The child's answer. An interrupt, or a time that is up, ends the child, too."""
     code = "from planish.gate.load_child import child; child()"
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    command, pipe = [sys.executable, "-c", code], subprocess.PIPE
     # In the bundle's folder: Python looks for modules where it is started, and a bundle holds none.
-    with subprocess.Popen([sys.executable, "-c", code], text=True, cwd=order["bundle"], **pipes) as process:  # type: ignore[call-overload]
+    with subprocess.Popen(command, text=True, cwd=order["bundle"], stdin=pipe, stdout=pipe, stderr=pipe) as process:
         try:
             given: str | None = json.dumps(order)
             start, total = time.monotonic(), max(1, round(plan.seconds))

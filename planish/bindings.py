@@ -6,7 +6,7 @@ import importlib
 import warnings
 from typing import Any
 
-__all__ = ["import_quietly", "text_of"]
+__all__ = ["decoded", "import_quietly"]
 
 
 def import_quietly(name: str) -> Any | None:
@@ -19,10 +19,10 @@ def import_quietly(name: str) -> Any | None:
             return None
 
 
-def text_of(value: str | bytes) -> str:
+def decoded(value: str | bytes) -> str:
     """What a library of C answers; older bindings answer bytes.
 
-    >>> text_of(b"NVIDIA H200"), text_of("NVIDIA H200")
+    >>> decoded(b"NVIDIA H200"), decoded("NVIDIA H200")
     ('NVIDIA H200', 'NVIDIA H200')
     """
     return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else value

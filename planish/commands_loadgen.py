@@ -9,6 +9,7 @@ import click
 
 from planish import say
 from planish.commands_use import device_option
+from planish.gate.load_plan import SCENARIOS
 from planish.options import json_option, seconds_option, threads_option
 
 __all__ = ["loadgen"]
@@ -18,7 +19,7 @@ __all__ = ["loadgen"]
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
     "--scenario",
-    type=click.Choice(["SingleStream", "MultiStream", "Server", "Offline"], case_sensitive=False),
+    type=click.Choice(SCENARIOS, case_sensitive=False),
     default="SingleStream",
     show_default=True,
     help="One after the other; several at once; at random times; all at once.",

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from planish.bindings import import_quietly, text_of
+from planish.bindings import decoded, import_quietly
 
 from .host import read_text
 
@@ -87,7 +87,7 @@ def read_gpus(root: Path, nvml: Any | None, unseen: list[str]) -> tuple[GpuSeen,
 def ask(nvml: Any, index: int, unseen: list[str]) -> GpuSeen:
     """One card, figure by figure: integrated GPUs answer some questions with "not supported"."""
     handle = nvml.nvmlDeviceGetHandleByIndex(index)
-    name = text_of(nvml.nvmlDeviceGetName(handle))
+    name = decoded(nvml.nvmlDeviceGetName(handle))
 
     def answer(figure: str, question: Callable[[], Any]) -> Any:
         try:
@@ -98,7 +98,7 @@ def ask(nvml: Any, index: int, unseen: list[str]) -> GpuSeen:
 
     sm = answer("compute capability", lambda: nvml.nvmlDeviceGetCudaComputeCapability(handle))
     memory = answer("memory", lambda: int(nvml.nvmlDeviceGetMemoryInfo(handle).total))
-    driver = answer("driver version", lambda: text_of(nvml.nvmlSystemGetDriverVersion()))
+    driver = answer("driver version", lambda: decoded(nvml.nvmlSystemGetDriverVersion()))
     return GpuSeen(name, f"{sm[0]}.{sm[1]}" if sm else None, memory, driver)
 
 
