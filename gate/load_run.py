@@ -38,6 +38,7 @@ __all__ = ["loadgen"]
 
 Progress = Callable[[str, int, int], None]
 
+CHILD = "from planish.gate.load_child import child; child()"
 OPENING = 120.0  # seconds a bundle may take to open and to warm up
 PATIENCE = 10.0  # so many times the seconds asked for, for answers that are late
 PROMPT = 200  # characters of a prompt, where a novel is given instead of prompts
@@ -66,7 +67,7 @@ def loadgen(
 
     Args:
         data: texts to ask, JSONL or .txt, labels not needed; None: text that ships with planish.
-        seconds: the least the run takes; the other settings are those of `LoadPlan`.
+        seconds: the least the run takes, else it is repeated with more requests; the rest are those of `LoadPlan`.
         logs: a directory to be made for LoadGen's own logs; None keeps none.
         progress: called each second with stage, seconds passed, seconds asked for.
 
@@ -147,8 +148,7 @@ def requests_for(manifest: Manifest, data: str | Path | Dataset | None) -> tuple
 
 def run(order: dict[str, Any], plan: LoadPlan, progress: Progress | None) -> dict[str, Any]:
     """The child's answer. An interrupt, or a time that is up, ends the child, too."""
-    code = "from planish.gate.load_child import child; child()"
-    command, pipe = [sys.executable, "-c", code], subprocess.PIPE
+    command, pipe = [sys.executable, "-c", CHILD], subprocess.PIPE
     # In the bundle's folder: Python looks for modules where it is started, and a bundle holds none.
     with subprocess.Popen(command, text=True, cwd=order["bundle"], stdin=pipe, stdout=pipe, stderr=pipe) as process:
         try:

@@ -60,6 +60,23 @@ def test_several_at_once_and_all_at_once(make_bundle: MakeBundle, texts: Path) -
     assert whole.samples_per_second == pytest.approx(whole.samples / whole.latency["max"], rel=0.05)
 
 
+@pytest.mark.parametrize("scenario", ["SingleStream", "Offline"])
+def test_a_bundle_faster_than_it_was_in_warming_up_is_asked_again(
+    make_bundle: MakeBundle, texts: Path, monkeypatch: pytest.MonkeyPatch, scenario: str
+) -> None:
+    """A machine that was busy while it warmed up: LoadGen runs out of requests long before the time is up."""
+    slow = "import planish.gate.load_child as it; it.Served.warm_up = lambda served: (0.2, 0.05); it.child()"
+    monkeypatch.setattr(load_run, "CHILD", slow)
+    bundle = make_bundle("one")
+    report = loadgen(bundle, scenario, data=texts, seconds=1)
+    assert report.valid
+    assert report.samples > 100  # 25 were enough at 0.05 s each
+    monkeypatch.setattr(load_run, "CHILD", slow.replace("it.child()", "it.RUNS = 1; it.child()"))
+    short = loadgen(bundle, scenario, data=texts, seconds=1)
+    assert (short.valid, short.exit_code) == (False, 3)
+    assert "before 1 s had passed" in short.reasons[0]
+
+
 def test_a_server_keeps_its_promise_or_not(make_bundle: MakeBundle, texts: Path) -> None:
     bundle = make_bundle("one")
     kept = loadgen(bundle, "Server", data=texts, seconds=2, target_qps=600, target_seconds=5, seed=3)
