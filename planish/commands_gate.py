@@ -9,7 +9,7 @@ import click
 
 from planish import say
 from planish.commands_use import device_option
-from planish.options import json_option, seconds_option, threads_option
+from planish.options import data_option, json_option, seconds_option, threads_option
 
 __all__ = ["baseline"]
 
@@ -17,11 +17,7 @@ __all__ = ["baseline"]
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="The directory of baseline files.")
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path),
-    help="JSONL with labels, or .txt; default: built-in text, without labels.",
-)
+@data_option("JSONL with labels, or .txt; default: built-in text, without labels.")
 @click.option("--replace", is_flag=True, help="Replace the file of this bundle's name and this device.")
 @click.option("--no-latency", is_flag=True, help="Keep answers and size alone: no times, no memory.")
 @seconds_option(20.0, "Time the latency measurement may take.")

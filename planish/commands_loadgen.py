@@ -10,7 +10,7 @@ import click
 from planish import say
 from planish.commands_use import device_option
 from planish.gate.load_plan import SCENARIOS
-from planish.options import json_option, seconds_option, threads_option
+from planish.options import data_option, json_option, seconds_option, threads_option
 
 __all__ = ["loadgen"]
 
@@ -24,11 +24,7 @@ __all__ = ["loadgen"]
     show_default=True,
     help="One after the other; several at once; at random times; all at once.",
 )
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path),
-    help="Texts to ask: JSONL, with labels or without, or .txt.",
-)
+@data_option("Texts to ask: JSONL, with labels or without, or .txt.")
 @click.option("--target-qps", type=float, help="Server: requests a second, on average.")
 @click.option("--target-ms", type=float, help="Server: 99 % are answered within it (decoders: have a first token).")
 @click.option("--target-token-ms", type=float, help="Server, decoders: the time for each further token, in 99 %.")

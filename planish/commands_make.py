@@ -9,7 +9,7 @@ import click
 
 from planish import say
 from planish.errors import PlanishError
-from planish.options import json_option, seconds_option
+from planish.options import data_option, json_option, seconds_option
 
 if TYPE_CHECKING:
     from planish.ship import Shipped
@@ -138,11 +138,7 @@ def export(
 @task_option
 @opset_option
 @atol_option
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path),
-    help="JSONL with labels, or .txt, to judge on; default: built-in text, without labels.",
-)
+@data_option("JSONL with labels, or .txt, to judge on; default: built-in text, without labels.")
 @train_option
 @validation_option
 @seed_option

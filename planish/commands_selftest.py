@@ -7,19 +7,14 @@ from pathlib import Path
 import click
 
 from planish import say
-from planish.options import json_option, seconds_option, threads_option
+from planish.options import data_option, json_option, seconds_option, threads_option
 
 __all__ = ["selftest"]
 
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path),
-    help="JSONL with labels, or .txt; default: built-in text, whose answers \
-stand for the truth.",
-)
+@data_option("JSONL with labels, or .txt; default: built-in text, whose answers stand for the truth.")
 @click.option("--no-latency", is_flag=True, help="Try the accuracy rule alone.")
 @seconds_option(240.0, "Time for everything together; latency has what the bundle's answers leave.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Of all that is drawn.")

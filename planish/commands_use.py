@@ -11,7 +11,7 @@ import click
 from planish import say
 from planish.budget_options import budget_options
 from planish.errors import InputError
-from planish.options import json_option, seconds_option, shape_of, threads_option
+from planish.options import data_option, json_option, seconds_option, shape_of, threads_option
 from planish.report_files import bench_report_options, check_reports, report_options, write_reports
 from planish.subcommand import with_subcommand
 
@@ -105,9 +105,7 @@ def stream_out(model: Any, prompt: str, options: dict[str, Any]) -> None:
 )
 @click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--shape", "shapes", multiple=True, help="BATCHxLENGTH, e.g. 1x128; may be given again.")
-@click.option(
-    "--data", type=click.Path(path_type=Path), help="Also find each bundle's accuracy here: JSONL as for planish gate."
-)
+@data_option("Also find each bundle's accuracy here: JSONL as for planish gate.")
 @seconds_option(20.0, "Time to spend.")
 @device_option
 @threads_option
@@ -149,11 +147,7 @@ def bench(
     help="The bundle to compare with; or a file of `planish baseline`, or a directory of them.",
 )
 @click.option("--across-devices", is_flag=True, help="Take a baseline file of another device, too, and say so.")
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path),
-    help="JSONL with labels, scored pairs or references, or .txt; default: built-in text, without labels.",
-)
+@data_option("JSONL with labels, scored pairs or references, or .txt; default: built-in text, without labels.")
 @click.option(
     "--reference-metric",
     type=click.Choice(["chrF", "BLEU", "ROUGE-L"], case_sensitive=False),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
 
 from planish.errors import InputError
 
-__all__ = ["json_option", "seconds_option", "shape_of", "threads_option"]
+__all__ = ["data_option", "json_option", "seconds_option", "shape_of", "threads_option"]
 
 LONGEST = 86_400.0  # seconds; beyond a day it is a slip of the keyboard
 
@@ -20,6 +21,11 @@ threads_option = click.option(
     type=click.IntRange(1, 1024),
     help="Threads of the engine; default: the physical cores (gate times on one where CPU time is judged).",
 )
+
+
+def data_option(says: str) -> Callable[[Any], Any]:
+    """``--data``, a file of texts, with a command's own words."""
+    return click.option("--data", type=click.Path(path_type=Path), help=says)
 
 
 def seconds_option(default: float, says: str) -> Callable[[Any], Any]:
