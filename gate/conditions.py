@@ -22,6 +22,7 @@ from typing import Any
 
 from planish.bindings import import_quietly
 from planish.gate.gpu_state import GpuState, read_gpu
+from planish.system_files import nvpmodel_mode, read_text
 
 __all__ = ["Conditions", "power_mode", "read_conditions"]
 
@@ -91,7 +92,7 @@ def read_conditions(
         cpus=len(cores) or (os.cpu_count() or 1),
         fastest_khz=max(speeds, default=None),
         slowest_khz=min(speeds, default=None),
-        governors=tuple(sorted({name for core in cores if (name := text_of(core / "cpufreq/scaling_governor"))})),
+        governors=tuple(sorted({name for core in cores if (name := read_text(core / "cpufreq/scaling_governor"))})),
         temperature_c=max((heat for heat, _ in zones), default=None),
         headroom_c=min((trip - heat for heat, trip in zones if trip is not None), default=None),
         throttle_ms=throttle_counters(cores, "throttle_total_time_ms"),
@@ -118,7 +119,7 @@ def read_zone(zone: Path) -> tuple[float, float | None] | None:
     heat = number_of(zone / "temp")
     if heat is None or heat <= 0:
         return None
-    kinds = {path: text_of(path) for path in zone.glob("trip_point_*_type")}
+    kinds = {path: read_text(path) for path in zone.glob("trip_point_*_type")}
     trips = [number_of(path.with_name(path.name[: -len("type")] + "temp")) for path, kind in kinds.items()
              if kind in HOT_TRIPS]  # fmt: skip
     return heat / 1000, min((trip / 1000 for trip in trips if trip and trip > 0), default=None)
@@ -137,7 +138,7 @@ def throttle_counters(cores: list[Path], kind: str) -> dict[str, int]:
 
 def processor_time(root: Path) -> tuple[int | None, int | None]:
     """Ticks stolen by the hypervisor, and all ticks, of ``proc/stat``. Guests' time is in user time already."""
-    words = (text_of(root / "proc/stat") or "").split("\n")[0].split()
+    words = (read_text(root / "proc/stat") or "").split("\n")[0].split()
     if len(words) < 9 or words[0] != "cpu" or not all(word.isascii() and word.isdigit() for word in words[1:9]):
         return None, None
     ticks = [int(word) for word in words[1:9]]
@@ -146,7 +147,7 @@ def processor_time(root: Path) -> tuple[int | None, int | None]:
 
 def load_average(root: Path = HERE) -> float | None:
     """Runnable tasks, averaged over a minute."""
-    found = re.match(r"\d{1,6}(\.\d{1,6})?(?= )", text_of(root / "proc/loadavg") or "")
+    found = re.match(r"\d{1,6}(\.\d{1,6})?(?= )", read_text(root / "proc/loadavg") or "")
     if found:
         return float(found[0])
     try:
@@ -157,15 +158,8 @@ def load_average(root: Path = HERE) -> float | None:
 
 def power_mode(root: Path = HERE, jtop: Any | None = None) -> str | None:
     """The power mode's name: nvpmodel's on a Jetson ("MAXN", "15W"), elsewhere the firmware's platform profile."""
-    found = nvpmodel_files(root) or (nvpmodel_query() if root == HERE else None)
-    return found or jtop_mode(root, jtop) or text_of(root / "sys/firmware/acpi/platform_profile")
-
-
-def nvpmodel_files(root: Path) -> str | None:
-    """nvpmodel keeps the mode's number in one file and the names in another."""
-    status = re.search(r"pmode:(\d{1,9})", text_of(root / "var/lib/nvpmodel/status") or "")
-    modes = re.findall(r"<\s*POWER_MODEL ID=(\d{1,9}) NAME=(\S+?)\s*>", text_of(root / "etc/nvpmodel.conf") or "")
-    return {int(number): name for number, name in modes}.get(int(status[1])) if status else None
+    found = nvpmodel_mode(root) or (nvpmodel_query() if root == HERE else None)
+    return found or jtop_mode(root, jtop) or read_text(root / "sys/firmware/acpi/platform_profile")
 
 
 def nvpmodel_query() -> str | None:
@@ -196,20 +190,11 @@ def jtop_mode(root: Path, jtop: Any | None) -> str | None:
 
 def counter_in(path: Path, pattern: str) -> int | None:
     """A number the pattern finds in a small file."""
-    found = re.search(pattern, text_of(path) or "")
+    found = re.search(pattern, read_text(path) or "")
     return int(found[1][:18]) if found else None
 
 
 def number_of(path: Path) -> int | None:
     """A file that holds one whole number."""
-    text = text_of(path) or ""
+    text = read_text(path) or ""
     return int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else None
-
-
-def text_of(path: Path) -> str | None:
-    """A small file's text, None where it is missing, empty or may not be read."""
-    try:
-        with path.open("rb") as stream:
-            return stream.read(1 << 20).decode("utf-8", errors="replace").strip("\0 \n\t") or None
-    except OSError:
-        return None

@@ -27,9 +27,10 @@ import numpy as np
 
 from planish.bindings import import_quietly
 from planish.errors import InconclusiveError
-from planish.gate.conditions import HERE, number_of, text_of
+from planish.gate.conditions import HERE, number_of
 from planish.gate.gpu_state import handle_of, nvml_session
 from planish.gate.statistics import Interval
+from planish.system_files import read_text
 
 __all__ = ["JtopMeter", "Meter", "NvmlMeter", "RaplMeter", "joules_per_inference", "open_meter"]
 
@@ -92,7 +93,7 @@ class RaplMeter:
 def rapl_domains(root: Path) -> list[Path]:
     """Packages, and memory beside them; cores and graphics are part of a package, "psys" is the whole once more."""
     zones = sorted(path for path in root.glob("sys/class/powercap/intel-rapl:*") if is_zone(path.name))
-    return [zone for zone in zones if re.fullmatch(r"package-\d+(-die-\d+)?|dram", text_of(zone / "name") or "")]
+    return [zone for zone in zones if re.fullmatch(r"package-\d+(-die-\d+)?|dram", read_text(zone / "name") or "")]
 
 
 def is_zone(name: str) -> bool:

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from planish.bindings import decoded, import_quietly
-
-from .host import read_text
+from planish.system_files import nvpmodel_mode, read_text
 
 __all__ = ["BoardSeen", "GpuSeen", "read_board", "read_gpus", "with_jtop"]
 
@@ -127,14 +126,7 @@ def read_board(root: Path, unseen: list[str]) -> BoardSeen | None:
     jetpack = JETPACKS.get(l4t or "") or JETPACKS.get(f"{l4t}.0")
     if l4t and not jetpack:
         unseen.append(f"JetPack version: Jetson Linux {l4t} is not in our table")
-    return BoardSeen(model or "an unknown Jetson", l4t, jetpack, read_power_mode(root))
-
-
-def read_power_mode(root: Path) -> str | None:
-    """The name of nvpmodel's current mode."""
-    status = re.search(r"pmode:(\d+)", read_text(root / "var/lib/nvpmodel/status") or "")
-    modes = re.findall(r"<\s*POWER_MODEL ID=(\d+) NAME=(\S+?)\s*>", read_text(root / "etc/nvpmodel.conf") or "")
-    return {int(number): name for number, name in modes}.get(int(status[1])) if status else None
+    return BoardSeen(model or "an unknown Jetson", l4t, jetpack, nvpmodel_mode(root))
 
 
 def with_jtop(board: BoardSeen, root: Path, jtop: Any | None, unseen: list[str]) -> BoardSeen:

@@ -9,7 +9,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["CpuSeen", "MemorySeen", "read_cpu", "read_memory", "read_text"]
+from planish.system_files import read_text
+
+__all__ = ["CpuSeen", "MemorySeen", "read_cpu", "read_memory"]
 
 IMPLEMENTERS = {0x41: "Arm", 0x4E: "NVIDIA", 0x61: "Apple", 0xC0: "Ampere", 0x51: "Qualcomm", 0x48: "HiSilicon"}
 PARTS = {
@@ -49,15 +51,6 @@ class MemorySeen:
     total: int
     available: int | None
     limit: int | None
-
-
-def read_text(path: Path) -> str | None:
-    """A small file's text, or None where it is missing or may not be read. NULs end device-tree strings."""
-    try:
-        with path.open("rb") as stream:
-            return stream.read(1 << 22).decode("utf-8", errors="replace").replace("\0", " ").strip()
-    except OSError:
-        return None
 
 
 def read_cpu(root: Path) -> CpuSeen | None:

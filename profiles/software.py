@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
-from .host import read_text
+from planish.system_files import read_text
 
 __all__ = ["SoftwareSeen", "importable", "read_software"]
 
