@@ -20,6 +20,7 @@ __all__ = ["Trimmed", "kind_of", "tokens_of", "trim", "unknown_id"]
 
 _KINDS = ("BPE", "Unigram", "WordLevel", "WordPiece")
 _UNUSED = re.compile(r"\[unused\d+\]|<unused\d+>")
+_STARTS = ("\u0120", "\u2581")  # the space before a word, as byte-level BPE and SentencePiece write it
 _REPORT = "report this bug, with the tokenizer's name"
 Json = dict[str, Any]
 
@@ -37,7 +38,8 @@ def trim(tokenizer_json: Json, used_ids: Iterable[int], fill: int | None = None,
 
     Args:
         used_ids: what the corpus is tokenized into, and other ids to keep.
-        fill: keep at least so many tokens; the lowest ids are added, which in most vocabularies are the most frequent.
+        fill: keep at least so many tokens. Whole words are added first, then pieces, numbers and marks; of each the
+            lowest ids, which in most vocabularies are the most frequent.
         multiple: of how many tokens the size is to be a multiple (if there are enough), filled up likewise.
 
     Raises:
@@ -55,7 +57,7 @@ def trim(tokenizer_json: Json, used_ids: Iterable[int], fill: int | None = None,
     closure = merges.closure if merges else set
     kept = closure(wanted)
     target = max(fill or 0, len(kept))
-    _fill_up(kept, _fillers(tokens), closure, target + -target % multiple)
+    _fill_up(kept, _fillers(kind, model, tokens), closure, target + -target % multiple)
     keep = sorted(kept)
     new = {old: number for number, old in enumerate(keep)}
     rewritten = {**tokenizer_json, "model": _model(kind, model, merges, new)}
@@ -144,8 +146,17 @@ def _alphabet(kind: str, model: Json) -> set[int]:
     return trim_wordpiece.characters(model) if kind == "WordPiece" else set()
 
 
-def _fillers(tokens: dict[str, int]) -> list[int]:
-    return sorted(number for token, number in tokens.items() if not _UNUSED.fullmatch(token))
+def _fillers(kind: str, model: Json, tokens: dict[str, int]) -> list[int]:
+    """Whole words first: one that falls into pieces means something else to the model, a piece less so."""
+    prefix = str(model.get("continuing_subword_prefix") or "") if kind == "WordPiece" else ""
+
+    def later(token: str) -> bool:
+        if kind in ("BPE", "Unigram"):
+            return not (token[:1] in _STARTS and token[1:].isalpha())
+        return not token.isalpha() or (prefix != "" and token.startswith(prefix))
+
+    ranked = sorted((later(token), number) for token, number in tokens.items() if not _UNUSED.fullmatch(token))
+    return [number for _, number in ranked]
 
 
 def _fill_up(kept: set[int], order: list[int], closure: Callable[[Iterable[int]], set[int]], target: int) -> None:

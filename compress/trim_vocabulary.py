@@ -38,7 +38,8 @@ class TrimVocabulary(Pass):
     """Keep the tokens of ``corpus``, the alphabet, special tokens, and more if asked for.
 
     ``corpus``: "train" (the texts of data.train), "source" (those of data.source), or a path. ``keep``: tokens to keep
-    anyway. ``fill``: at least so many tokens, the most frequent first; ``multiple``: round the number up likewise.
+    anyway. ``fill``: at least so many tokens, whole words first, the most frequent first; ``multiple``: round the
+    number up likewise.
     """
 
     name: ClassVar[str] = "trim-vocabulary"

@@ -172,7 +172,7 @@ def test_bpe_keeps_the_merges_below_a_token_and_no_others() -> None:
     assert trimmed.json["model"]["merges"] == [["a", "b"], ["ab", "c"]]
 
 
-def test_fill_takes_the_lowest_ids_and_multiple_rounds_up() -> None:
+def test_fill_takes_the_lowest_ids_of_a_kind_and_multiple_rounds_up() -> None:
     vocabulary = {t: n for n, t in enumerate(["a", "b", "[unused1]", "ab", "ba", "aba", "bab", "abab"])}
     merges = [("a", "b"), ("b", "a"), ("ab", "a"), ("b", "ab"), ("ab", "ab")]
     parent = as_json(models.BPE(vocabulary, merges))
@@ -181,6 +181,22 @@ def test_fill_takes_the_lowest_ids_and_multiple_rounds_up() -> None:
     assert trim(parent, {3}, fill=3, multiple=5).keep == [0, 1, 3, 4, 5]
     assert trim(parent, {3}, multiple=64).keep == [0, 1, 3, 4, 5, 6, 7]  # as many as there are
     assert trim(parent, {7}, multiple=4).keep == [0, 1, 3, 7]
+
+
+def test_fill_takes_whole_words_before_pieces_numbers_and_marks() -> None:
+    names = ["[UNK]", "a", "b", "##a", "##b", "##ab", "12", "b-a", "ab", "[unused3]", "ba"]
+    parent = as_json(models.WordPiece({token: number for number, token in enumerate(names)}, unk_token="[UNK]"))
+    alphabet = [0, 1, 2, 3, 4]
+    assert trim(parent, set()).keep == alphabet
+    assert trim(parent, set(), fill=6).keep == [*alphabet, 8]
+    assert trim(parent, set(), fill=7).keep == [*alphabet, 8, 10]
+    assert trim(parent, set(), fill=9).keep == [*alphabet, 5, 6, 8, 10]
+
+    pairs = [("a", "b"), ("1", "1"), ("\u0120", "ab"), ("\u0120", "11"), ("\u0120", "a")]
+    tokens = ["a", "b", "1", "\u0120", "ab", "11", "\u0120ab", "\u012011", "\u0120a"]
+    bytes_first = as_json(models.BPE({token: number for number, token in enumerate(tokens)}, pairs))
+    assert trim(bytes_first, {0, 1, 2, 3}, fill=5).keep == [0, 1, 2, 3, 8]  # the other word needs "ab", too
+    assert trim(bytes_first, {0, 1, 2, 3}, fill=6).keep == [0, 1, 2, 3, 4, 6]
 
 
 @pytest.mark.parametrize("merges", [[("b", "a")], [("b", "a"), ("ba", "b")]])
