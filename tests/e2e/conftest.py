@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,19 +17,34 @@ Shelf = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("shelf")
+def shelf(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """One folder for all workers of a run: what one has made the other takes."""
+    if worker_id == "master":
+        return tmp_path_factory.mktemp("shelf")
+    folder = tmp_path_factory.getbasetemp().parent / "shelf"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Only one worker at a time makes ``path``."""
+    with path.with_name(f"{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture(scope="session")
 def make(shelf: Path) -> Shelf:
-    """``make(name, command, ...)`` runs a planish command with ``-o name`` and returns the output's path."""
+    """``make(name, command, ...)`` runs a planish command with ``-o name``, once, and returns the output's path."""
 
     def run(name: str, *arguments: str | Path) -> Path:
         output = shelf / name
         command = [sys.executable, "-m", "planish", *map(str, arguments), "-o", str(output)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{command}\n{done.stderr[-4000:]}"
+        with alone(output):
+            if not output.exists():
+                done = subprocess.run(command, capture_output=True, text=True, check=False)
+                assert done.returncode == 0, f"{command}\n{done.stderr[-4000:]}"
         return output
 
     return run
@@ -67,7 +84,9 @@ def smollm2(shelf: Path, smollm2_gguf: Path) -> Path:
     """SmolLM2 with its channels permuted: the same function, off the 4-bit grid its GGUF lies on."""
     from planish.compress.gguf_source import off_grid_checkpoint
 
-    return Path(off_grid_checkpoint(smollm2_gguf, shelf / "smollm2"))
+    folder = shelf / "smollm2"
+    with alone(folder):
+        return folder if folder.exists() else Path(off_grid_checkpoint(smollm2_gguf, folder))
 
 
 @pytest.fixture(scope="session")
@@ -78,7 +97,8 @@ def smollm2_int4(make: Shelf, smollm2: Path, shelf: Path) -> Path:
     content = load_recipe("int4").content
     content["data"] |= {"samples": content["data"]["samples"] // 2}
     recipe = shelf / "int4.yaml"
-    recipe.write_text(json.dumps(content), encoding="utf-8")
+    with alone(recipe):
+        recipe.write_text(json.dumps(content), encoding="utf-8")
     return make("smollm2-int4", "compress", smollm2, "-r", recipe)
 
 
