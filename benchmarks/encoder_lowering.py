@@ -36,6 +36,7 @@ from planish.export.lower_builder import CONTRIB, Builder  # noqa: E402
 from planish.export.reader import QuantizedLinear  # noqa: E402
 from planish.export.reference import load_float  # noqa: E402
 from tests.conftest import package_dir  # noqa: E402
+from tests.plain_onnx import plain_export  # noqa: E402
 from tests.sentiment_data import movie_split  # noqa: E402
 
 SENTENCES = 200
@@ -148,34 +149,6 @@ def write(traced: Path, target: Path, reader: CheckpointReader, **replaced: Any)
     return target
 
 
-def plain_export(model: Any, target: Path) -> Path:
-    """What anybody gets: torch.onnx.export with eager attention, nothing of ours."""
-    ids = torch.full((2, 7), 5, dtype=torch.int64)
-    feeds = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
-    axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence", max=512)}
-
-    class Hidden(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, input_ids: Any, attention_mask: Any, token_type_ids: Any) -> Any:
-            answer = self.model(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
-            return answer.last_hidden_state
-
-    program = torch.onnx.export(
-        Hidden().eval(),
-        kwargs=feeds,
-        dynamo=True,
-        opset_version=21,
-        dynamic_shapes=dict.fromkeys(feeds, axes),
-        verbose=False,
-    )
-    assert program is not None
-    program.save(target)
-    return target
-
-
 def session(path: Path, threads: int, disabled: tuple[str, ...]) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
@@ -249,7 +222,7 @@ def build(folder: Path, minilm: Path) -> dict[str, tuple[Path, tuple[str, ...]]]
 
     shipped = made("shipped", traced, ours)
     return {
-        "fp32, plain torch.onnx": (plain_export(parent, folder / "plain.onnx"), ()),
+        "fp32, plain torch.onnx": (plain_export(minilm, folder / "plain.onnx"), ()),
         "fp32, planish": (made("fp32", traced_parent, plain), NO_FUSION),
         "int8, smoothed and static (shipped)": (shipped, NO_FUSION),
         "  with SkipLayerNorm fusion": (shipped, ("BiasGeluFusion",)),

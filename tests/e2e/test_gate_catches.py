@@ -19,6 +19,7 @@ import pytest
 from onnx import helper
 
 from planish import runtime
+from tests.plain_onnx import plain_export
 
 PATIENCE = (30, 90, 240)
 """Seconds of the first comparison, and of those after an open question."""
@@ -122,39 +123,8 @@ def spelled_out(node: onnx.NodeProto) -> list[onnx.NodeProto]:
 
 def plain(parent: Path, minilm: Path, target: Path) -> Path:
     """The float32 bundle with the graph that plain torch.onnx gives: attention in MatMul and Softmax, nothing fused."""
-    import torch
-    from transformers import AutoModel
-
-    from planish.export.quiet import quiet
-
-    class Hidden(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = AutoModel.from_pretrained(minilm, attn_implementation="eager").eval()
-
-        def forward(
-            self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor
-        ) -> torch.Tensor:
-            found: torch.Tensor = self.model(input_ids, attention_mask, token_type_ids).last_hidden_state
-            return found
-
-    ids = torch.full((2, 7), 5, dtype=torch.int64)
-    example = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
-    axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence", max=512)}
     shutil.copytree(parent, target)
-    with quiet(), torch.no_grad():
-        program = torch.onnx.export(
-            Hidden().eval(),
-            kwargs=example,
-            dynamo=True,
-            opset_version=21,
-            dynamic_shapes=dict.fromkeys(example, axes),
-            input_names=list(example),
-            output_names=["last_hidden_state"],
-            verbose=False,
-        )
-        assert program is not None
-        program.save(target / "onnx" / "ort" / "model.onnx")
+    plain_export(minilm, target / "onnx" / "ort" / "model.onnx")
     return signed(target, disabled_optimizers=[])
 
 
