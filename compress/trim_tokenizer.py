@@ -148,7 +148,7 @@ def _alphabet(kind: str, model: Json) -> set[int]:
 
 def _fillers(kind: str, model: Json, tokens: dict[str, int]) -> list[int]:
     """Whole words first: one that falls into pieces means something else to the model, a piece less so."""
-    prefix = str(model.get("continuing_subword_prefix") or "") if kind == "WordPiece" else ""
+    prefix = trim_wordpiece.prefix_of(model) if kind == "WordPiece" else ""
 
     def later(token: str) -> bool:
         if kind in ("BPE", "Unigram"):

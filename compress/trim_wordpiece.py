@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["attempted", "characters"]
+__all__ = ["attempted", "characters", "prefix_of"]
 
 
 def characters(model: dict[str, Any]) -> set[int]:
     """Ids of the alphabet of a WordPiece ``model``: ``x`` and ``##x`` for single characters x."""
-    prefix = _prefix(model)
+    prefix = prefix_of(model)
     return {
         number for token, number in model["vocab"].items() if len(token) == 1 or len(token.removeprefix(prefix)) == 1
     }
@@ -22,7 +22,7 @@ def characters(model: dict[str, Any]) -> set[int]:
 
 def attempted(model: dict[str, Any], word: str) -> set[int]:
     """Ids that WordPiece matches in the normalized ``word``, from the left until it ends or fails."""
-    prefix, vocabulary = _prefix(model), model["vocab"]
+    prefix, vocabulary = prefix_of(model), model["vocab"]
     found: set[int] = set()
     start = 0
     while start < len(word):
@@ -35,5 +35,6 @@ def attempted(model: dict[str, Any], word: str) -> set[int]:
     return found
 
 
-def _prefix(model: dict[str, Any]) -> str:
+def prefix_of(model: dict[str, Any]) -> str:
+    """What a piece that continues a word begins with, "##" in BERT; empty where there is none."""
     return str(model.get("continuing_subword_prefix") or "")
