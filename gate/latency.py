@@ -25,6 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 
 import numpy as np
 
@@ -88,7 +89,8 @@ def compare(
     """Sit until every shape and phase is decided or the time is up; one comparison for each, named ``shape phase``.
 
     Too busy a machine for six sittings, without which nothing can be said, gets up to three times the time. ``watch``
-    looks at the machine after each sitting; what changed is judged (`planish.gate.drift`).
+    looks at the machine after each sitting; what changed is judged (`planish.gate.drift`). All that has a limit shares
+    the level of the test.
     """
     clock = clock or ProcessClock()
     end = clock.wall() + plan.seconds
@@ -108,14 +110,25 @@ def compare(
             break
         if done >= due:
             due = math.ceil(due * GROWTH)
-            if all(is_clear(pairs, each) for pairs in found.values() for each in plan.judgements.values()):
+            plans = shared(plan, len(found)).judgements.values()
+            if all(is_clear(pairs, each) for pairs in found.values() for each in plans):
                 break
-    clocks = plan.judgements.items()
+    clocks = shared(plan, len(found)).judgements.items()
     judged = [decide(named(name, word), pairs, each) for name, pairs in found.items() for word, each in clocks]
     if watch is None:
         return judged
     watch.look(whole=True)
     return [under(comparison, watch.changes, watch.busy) for comparison in judged]
+
+
+def shared(plan: Plan, phases: int) -> Plan:
+    """The plan of each of so many phases: what has a limit shares the level of the test, on each clock.
+
+    >>> shared(Plan(), 2).level, shared(Plan(wall_limit=1.1), 2).level
+    (0.005, 0.0025)
+    """
+    limited = sum(each.limit is not None for each in plan.judgements.values())
+    return replace(plan, among=max(plan.among, limited * phases))
 
 
 def named(name: str, word: str) -> str:

@@ -7,9 +7,12 @@ Wilcoxon's test:
 
 - pass: the upper bound of the 95 % interval is at or below L;
 - regress: the ratio found is above L - 0.02 (for L below 1.05: above 60 % of the allowed slowdown), *and* Wilcoxon's
-  one-sided p is below 0.01 against "not slower" (for a required speed-up: against "at L");
-- else inconclusive; also with fewer than 6 pairs (a regress needs 7: p cannot be below 0.01 with fewer), a clock that
-  stood still in more than 5 % of them, or a ratio or a machine that changed meanwhile (`planish.gate.drift`).
+  one-sided p is below its share of 0.01 against "not slower" (for a required speed-up: against "at L"). Comparisons
+  that are judged together (shapes, phases, clocks) share the 0.01 equally (Bonferroni), so that equal bundles raise an
+  alarm in at most 1 % of *runs*, not of comparisons;
+- else inconclusive; also with fewer than 6 pairs (a regress needs 7, of two comparisons 8: p cannot be below 0.01 or
+  0.005 with fewer), a clock that stood still in more than 5 % of them, or a ratio or a machine that changed meanwhile
+  (`planish.gate.drift`).
 
 **On the wall clock** a regress must also exceed the noise of the clock itself: in the same sittings the baseline is
 opened a second time and measured against itself, and the 95 % interval of that ratio (which should hold 1) is a floor:
@@ -77,7 +80,8 @@ UNKNOWN = Interval(math.nan, -math.inf, math.inf, FINAL, "no pairs")
 class Plan:
     """How long to measure and what to judge; ``limit=None`` reports and judges nothing.
 
-    ``wall_limit``: where another clock is judged, the wall clock is judged, too, against it.
+    ``wall_limit``: where another clock is judged, the wall clock is judged, too, against it. ``among``: comparisons
+    that share the level of the test; `planish.gate.latency.compare` counts its own.
     """
 
     limit: float | None = 1.05
@@ -87,6 +91,12 @@ class Plan:
     max_pairs: int = 400
     seed: int = 0
     wall_limit: float | None = None
+    among: int = 1
+
+    @property
+    def level(self) -> float:
+        """Wilcoxon's p has to be below this for a regress."""
+        return ALPHA / self.among
 
     @property
     def judgements(self) -> dict[str, Plan]:
@@ -147,6 +157,7 @@ class Comparison:
         doubt: what changed while it was measured, in words.
         busy: what kept the machine busy, in words.
         noise: the ratio of the baseline's time to its own in another session, where the wall clock is judged.
+        level: what ``p_slower`` had to be below for a regress.
         timings: all pairs, as they were measured; not part of the JSON.
     """
 
@@ -168,6 +179,7 @@ class Comparison:
     doubt: str = ""
     busy: str = ""
     noise: Interval | None = None
+    level: float = ALPHA
 
     @property
     def detectable_words(self) -> str:
@@ -183,6 +195,7 @@ class Comparison:
             "allowed": finite_or_none(self.allowed),
             "ratio": self.ratio.to_json(),
             "p_slower": self.p_slower,
+            "level": self.level,
             "minimum_detectable_ratio": finite_or_none(self.detectable),
             "pairs": self.pairs,
             "pairs_lost": self.lost,
@@ -224,11 +237,18 @@ def is_clear(pairs: Pairs, plan: Plan) -> bool:
     candidate, baseline = pairs.clean(plan.judged)
     if len(candidate) < FIRST_LOOK:
         return False
-    interval = hodges_lehmann(np.log(candidate / baseline), CLEAR)
+    logs = np.log(candidate / baseline)
+    interval = hodges_lehmann(logs, CLEAR)
     if plan.limit is None:
         return minimum_detectable_ratio(interval) < 1.02
     allowed, suspect = bounds(plan.limit, float(np.median(baseline)), plan.floor_seconds, noise_of(pairs, plan))
-    return interval.high <= math.log(allowed) or interval.low > math.log(suspect)
+    return interval.high <= math.log(allowed) or (interval.low > math.log(suspect) and slower(logs, plan)[1])
+
+
+def slower(logs: Floats, plan: Plan) -> tuple[float, bool]:
+    """Wilcoxon's one-sided p against "not slower than the reference", and whether it proves the contrary."""
+    p = wilcoxon_greater(logs - math.log(min(1.0, plan.limit or 1.0)))
+    return p, p < plan.level
 
 
 def decide(name: str, pairs: Pairs, plan: Plan) -> Comparison:
@@ -238,14 +258,14 @@ def decide(name: str, pairs: Pairs, plan: Plan) -> Comparison:
     wall = pairs.clean("wall")
     logs = np.log(candidate / baseline)
     interval = hodges_lehmann(logs, FINAL) if len(logs) else UNKNOWN
-    p_slower = wilcoxon_greater(logs - math.log(min(1.0, plan.limit or 1.0)))
+    p_slower, is_slower = slower(logs, plan)
     allowed, verdict, trend, doubt = math.inf, Verdict.PASS, trend_of(logs), ""
     noise = noise_of(pairs, plan)
     if plan.limit is not None:
         usual = float(np.median(baseline)) if len(logs) else 1.0
         allowed, suspect = bounds(plan.limit, usual, plan.floor_seconds, noise)
         enough = len(logs) >= LEAST_PAIRS and lost <= MOST_LOST * len(pairs.candidate)
-        verdict = verdict_of(interval, p_slower, allowed, suspect) if enough else Verdict.INCONCLUSIVE
+        verdict = verdict_of(interval, is_slower, allowed, suspect) if enough else Verdict.INCONCLUSIVE
         if trend.crosses(math.log(allowed if verdict is Verdict.PASS else suspect)):
             verdict, doubt = Verdict.INCONCLUSIVE, trend.told()
     return Comparison(
@@ -266,6 +286,7 @@ def decide(name: str, pairs: Pairs, plan: Plan) -> Comparison:
         trend=trend,
         doubt=doubt,
         noise=None if noise is None else noise.map(safe_exp),
+        level=plan.level,
     )
 
 
@@ -281,10 +302,10 @@ def under(found: Comparison, changes: str, busy: str) -> Comparison:
     return replace(found, verdict=verdict, doubt=doubt, busy=busy)
 
 
-def verdict_of(interval: Interval, p_slower: float, allowed: float, suspect: float) -> Verdict:
+def verdict_of(interval: Interval, is_slower: bool, allowed: float, suspect: float) -> Verdict:
     if interval.high <= math.log(allowed):
         return Verdict.PASS
-    if interval.estimate > math.log(suspect) and p_slower < ALPHA:
+    if interval.estimate > math.log(suspect) and is_slower:
         return Verdict.REGRESS
     return Verdict.INCONCLUSIVE
 

@@ -118,8 +118,8 @@ def pairing_lost(pairs: Pairs, judged: slowdown.Judged) -> Any:
     return candidate, np.random.default_rng(0).permutation(baseline)
 
 
-def point_alone(interval: Any, p_slower: float, allowed: float, suspect: float) -> Verdict:
-    return VERDICT_OF(interval, 0.0, allowed, suspect)
+def point_alone(interval: Any, is_slower: bool, allowed: float, suspect: float) -> Verdict:
+    return VERDICT_OF(interval, True, allowed, suspect)
 
 
 def held_the_wrong_way(shape: str, sides: tuple[latency.Probe, ...], *rest: Any) -> None:
