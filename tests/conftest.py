@@ -9,12 +9,15 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
 from tests.sentiment_data import ARCHIVE, movie_split
+from tests.shelf import Shelf, alone
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -57,3 +60,46 @@ def movie_sentences() -> dict[str, list[tuple[str, int]]]:
     if not ARCHIVE.is_file():
         pytest.fail(f"{ARCHIVE} is missing; run `make data`")
     return movie_split()
+
+
+@pytest.fixture(scope="session")
+def shelf(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """One folder for all workers of a run: what one has made the other takes."""
+    if worker_id == "master":
+        return tmp_path_factory.mktemp("shelf")
+    folder = tmp_path_factory.getbasetemp().parent / "shelf"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make(shelf: Path) -> Shelf:
+    """``make(name, command, ...)`` runs a planish command with ``-o name``, once, and returns the output's path."""
+
+    def run(name: str, *arguments: str | Path) -> Path:
+        output, asked = shelf / name, shelf / f"{name}.command"
+        command = [sys.executable, "-m", "planish", *map(str, arguments), "-o", str(output)]
+        with alone(output):
+            if not output.exists():
+                done = subprocess.run(command, capture_output=True, text=True, check=False)
+                assert done.returncode == 0, f"{command}\n{done.stderr[-4000:]}"
+                asked.write_text(str(command), encoding="utf-8")
+            assert asked.read_text(encoding="utf-8") == str(command), f"two tests make {name}, each another"
+        return output
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def minilm_int8(make: Shelf, minilm: Path) -> Path:
+    return make("minilm-int8", "compress", minilm, "-r", "int8")
+
+
+@pytest.fixture(scope="session")
+def minilm_bundle(make: Shelf, minilm_int8: Path) -> Path:
+    return make("minilm.bundle", "export", minilm_int8)
+
+
+@pytest.fixture(scope="session")
+def minilm_parent(make: Shelf, minilm: Path) -> Path:
+    return make("minilm-parent.bundle", "export", minilm)

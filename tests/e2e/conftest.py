@@ -2,67 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from tests.shelf import Shelf, alone
+
 ROOT = Path(__file__).resolve().parents[2]
-Shelf = Callable[..., Path]
-
-
-@pytest.fixture(scope="session")
-def shelf(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """One folder for all workers of a run: what one has made the other takes."""
-    if worker_id == "master":
-        return tmp_path_factory.mktemp("shelf")
-    folder = tmp_path_factory.getbasetemp().parent / "shelf"
-    folder.mkdir(exist_ok=True)
-    return folder
-
-
-@contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Only one worker at a time makes ``path``."""
-    with path.with_name(f"{path.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-@pytest.fixture(scope="session")
-def make(shelf: Path) -> Shelf:
-    """``make(name, command, ...)`` runs a planish command with ``-o name``, once, and returns the output's path."""
-
-    def run(name: str, *arguments: str | Path) -> Path:
-        output = shelf / name
-        command = [sys.executable, "-m", "planish", *map(str, arguments), "-o", str(output)]
-        with alone(output):
-            if not output.exists():
-                done = subprocess.run(command, capture_output=True, text=True, check=False)
-                assert done.returncode == 0, f"{command}\n{done.stderr[-4000:]}"
-        return output
-
-    return run
-
-
-@pytest.fixture(scope="session")
-def minilm_int8(make: Shelf, minilm: Path) -> Path:
-    return make("minilm-int8", "compress", minilm, "-r", "int8")
-
-
-@pytest.fixture(scope="session")
-def minilm_bundle(make: Shelf, minilm_int8: Path) -> Path:
-    return make("minilm.bundle", "export", minilm_int8)
-
-
-@pytest.fixture(scope="session")
-def minilm_parent(make: Shelf, minilm: Path) -> Path:
-    return make("minilm-parent.bundle", "export", minilm)
 
 
 @pytest.fixture(scope="session")

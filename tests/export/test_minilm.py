@@ -5,10 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pytest
 
-from planish.compress import compress
-from planish.export import export
 from planish.export.golden import encoder_inputs, run_torch
 from planish.export.quiet import quiet
 from planish.export.reference import load_reference
@@ -17,32 +14,26 @@ from planish.runtime import load
 SENTENCES = 60
 
 
-@pytest.fixture(scope="module")
-def made(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("minilm")
-    with quiet():
-        compress(str(minilm), "int8", folder / "checkpoint")
-    export(folder / "checkpoint", folder / "int8")
-    export(minilm, folder / "fp32")
-    return folder
-
-
-def test_small_and_near_the_parent(made: Path, movie_sentences: dict[str, list[tuple[str, int]]]) -> None:
+def test_small_and_near_the_parent(
+    minilm_bundle: Path, minilm_parent: Path, movie_sentences: dict[str, list[tuple[str, int]]]
+) -> None:
     sentences = [text for text, _ in movie_sentences["test"][:SENTENCES]]
-    with load(made / "int8") as model, load(made / "fp32") as parent:
+    with load(minilm_bundle) as model, load(minilm_parent) as parent:
         cosine = np.sum(model.embed(sentences) * parent.embed(sentences), axis=1)
         assert model.manifest.pooling is not None
         assert model.manifest.pooling.normalize
         assert model.manifest.parity["ort"].max_abs_error < 5e-5
-    assert sum(path.stat().st_size for path in (made / "int8" / "onnx").rglob("*") if path.is_file()) <= 24_000_000
+    assert sum(path.stat().st_size for path in (minilm_bundle / "onnx").rglob("*") if path.is_file()) <= 24_000_000
     assert cosine.mean() >= 0.995
     assert cosine.min() >= 0.985
 
 
-def test_free_running_programs_drift_apart_and_that_is_why_parity_forces(made: Path) -> None:
+def test_free_running_programs_drift_apart_and_that_is_why_parity_forces(
+    minilm_int8: Path, minilm_bundle: Path
+) -> None:
     """Rounding amplifies the last bit: free-running, two faithful programs differ by more than the tolerance."""
-    model = load_reference(made / "checkpoint", "feature-extraction")
-    with load(made / "int8") as bundle:
+    model = load_reference(minilm_int8, "feature-extraction")
+    with load(minilm_bundle) as bundle:
         parity = bundle.manifest.parity["ort"]
         names = [info.name for info in bundle.manifest.dialects["ort"].inputs]
         inputs = encoder_inputs(names, [64], vocab_size=30522, pad_token_id=0)

@@ -234,6 +234,48 @@ def test_a_broken_rule_is_noticed(monkeypatch: pytest.MonkeyPatch, name: str, va
         assert found["pass"] > 3
 
 
+def pairs_slower_by(*percent: float) -> Pairs:
+    return Pairs([Timing(1 + each / 100, 1.0) for each in percent], [Timing(1.0, 1.0)] * len(percent))
+
+
+def test_comparisons_of_one_run_share_the_level() -> None:
+    """Seven sittings that all say slower have p = 1/128: enough for one comparison, not for one of two."""
+    pairs = pairs_slower_by(8, 9, 10, 11, 12, 13, 14)
+    alone, one_of_two = (decide("x", pairs, Plan(among=among)) for among in (1, 2))
+    assert (alone.verdict, alone.level) == ("regress", 0.01)
+    assert (one_of_two.verdict, one_of_two.level) == ("inconclusive", 0.005)
+    assert alone.p_slower == one_of_two.p_slower == pytest.approx(1 / 128)
+    assert one_of_two.to_json()["level"] == 0.005
+
+
+def test_measuring_goes_on_until_the_shared_level_is_reached() -> None:
+    clear = pairs_slower_by(*np.linspace(9, 11, slowdown.FIRST_LOOK))
+    assert slowdown.is_clear(clear, Plan(among=2))
+    assert not slowdown.is_clear(clear, Plan(among=6)), "p = 1/512 is no regress yet"
+    assert decide("x", pairs_slower_by(*np.linspace(9, 11, 10)), Plan(among=6)).verdict == "regress"
+
+
+def test_all_that_is_judged_shares_and_nothing_else() -> None:
+    machine = Machine(0)
+
+    @contextmanager
+    def sit(order: tuple[int, ...]) -> Iterator[Sides]:
+        sides = tuple(block(machine.work(0.01), 1) for _ in order)
+        yield {"1x8": sides, "1x16": sides}
+
+    for changes, level in (({}, 0.005), ({"wall_limit": 1.1}, 0.0025), ({"limit": None}, 0.01), ({"among": 5}, 0.002)):
+        plan = replace(Plan(seconds=1.0), **changes)  # type: ignore[arg-type]
+        assert {found.level for found in compare(sit, plan, clock=machine)} == {level}
+
+
+def test_runs_of_equal_bundles_alarm_in_one_percent_however_many_shapes_they_have() -> None:
+    """Without a limit to hide behind; each comparison at 1 % would alarm in 3.9 % of runs of four."""
+    rng = np.random.default_rng(0)
+    least = [min(slowdown.slower(rng.normal(0, 0.03, 12), Plan())[0] for _ in range(4)) for _ in range(3000)]
+    assert 0.005 <= np.mean([p < Plan(among=4).level for p in least]) <= 0.013
+    assert np.mean([p < Plan().level for p in least]) > 0.03
+
+
 def test_the_order_inside_pairs_is_random_and_seeded() -> None:
     def orders(seed: int) -> str:
         machine, seen = Machine(0), []
