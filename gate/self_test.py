@@ -43,7 +43,7 @@ from planish.gate.report import table
 from planish.gate.slowdown import FIRST_LOOK, Comparison, Plan
 from planish.gate.trials import Promise, Trials
 from planish.gate.verdict import dataset_for
-from planish.gate.workloads import GATE_SHAPES, shapes_for
+from planish.gate.workloads import GATE_SHAPES, PHASES, shapes_for
 from planish.runtime.loader import load
 
 if TYPE_CHECKING:
@@ -185,7 +185,8 @@ def selftest(
         found = accuracy_trials(model, samples, limits, rng, progress)
         judged = judged_on([model])
         card = None if judged == "cpu" else card_of(device, model.device)
-        shape = shapes_for((model,), None, GATE_SHAPES)[0]
+        shapes = shapes_for((model,), None, GATE_SHAPES)
+        shape, together = shapes[0], len(shapes) * (1 if model.manifest.generation is None else len(PHASES))
         length = min(shape.length, PROMPT) if model.manifest.generation is not None else shape.length
         task, vocabulary = model.manifest.task, model.manifest.vocab_size
     timed_threads = 1 if threads is None and judged == "cpu" else threads
@@ -195,7 +196,7 @@ def selftest(
         ids = rng.integers(0, vocabulary, size=(shape.batch, length), dtype=np.int64)
         opened = {"device": device, "threads": timed_threads, "session_options": SETTLED}
         left = max(seconds - (time.perf_counter() - begun), 1e-9)
-        plan = Plan(limits.latency_limit, 0.0, judged, left, seed=seed)
+        plan = Plan(limits.latency_limit, 0.0, judged, left, seed=seed, among=together)
 
         def sitting(plant: float) -> Sitting:
             return planted_sitting(bundle, ids, plant, timer, opened)

@@ -23,7 +23,7 @@ from planish.runtime.decoders import Run
 if TYPE_CHECKING:
     from planish.runtime.model import Model
 
-__all__ = ["BENCH_SHAPES", "GATE_SHAPES", "Shape", "encoder_run", "probes", "shapes_for", "spelled"]
+__all__ = ["BENCH_SHAPES", "GATE_SHAPES", "PHASES", "Shape", "encoder_run", "probes", "shapes_for", "spelled"]
 
 Ints = NDArray[np.int64]
 
