@@ -35,6 +35,7 @@ WARM_UP_SECONDS = 0.5
 HINT = 0.5  # LoadGen makes its queries beforehand, and must not run out of them: as if all were twice as fast
 OFFLINE = 1.15  # one query with all samples, which must last long enough
 RUNS = 4  # at most, each counted from how long the last one took
+AGAIN = 1.75  # a repeated run is meant to last so much longer than it must: a busy machine may be faster still
 
 
 def child() -> None:
@@ -69,7 +70,7 @@ def ask(served: Served, plan: LoadPlan, logs: str) -> None:
     alone, batch = served.warm_up()
     for _ in range(RUNS):
         drive(served, plan, alone, batch, logs)
-        faster = served.seconds / plan.seconds / OFFLINE
+        faster = served.seconds / plan.seconds / AGAIN
         log = read_log((Path(logs) / "mlperf_log_detail.txt").read_text(encoding="utf-8").splitlines())
         if log.get("result_min_duration_met") is not False:
             return
