@@ -242,13 +242,12 @@ def is_clear(pairs: Pairs, plan: Plan) -> bool:
     if plan.limit is None:
         return minimum_detectable_ratio(interval) < 1.02
     allowed, suspect = bounds(plan.limit, float(np.median(baseline)), plan.floor_seconds, noise_of(pairs, plan))
-    return interval.high <= math.log(allowed) or (interval.low > math.log(suspect) and slower(logs, plan)[1])
+    return interval.high <= math.log(allowed) or (interval.low > math.log(suspect) and p_of(logs, plan) < plan.level)
 
 
-def slower(logs: Floats, plan: Plan) -> tuple[float, bool]:
-    """Wilcoxon's one-sided p against "not slower than the reference", and whether it proves the contrary."""
-    p = wilcoxon_greater(logs - math.log(min(1.0, plan.limit or 1.0)))
-    return p, p < plan.level
+def p_of(logs: Floats, plan: Plan) -> float:
+    """Wilcoxon's one-sided p against "not slower than the reference"."""
+    return wilcoxon_greater(logs - math.log(min(1.0, plan.limit or 1.0)))
 
 
 def decide(name: str, pairs: Pairs, plan: Plan) -> Comparison:
@@ -258,14 +257,14 @@ def decide(name: str, pairs: Pairs, plan: Plan) -> Comparison:
     wall = pairs.clean("wall")
     logs = np.log(candidate / baseline)
     interval = hodges_lehmann(logs, FINAL) if len(logs) else UNKNOWN
-    p_slower, is_slower = slower(logs, plan)
+    p_slower = p_of(logs, plan)
     allowed, verdict, trend, doubt = math.inf, Verdict.PASS, trend_of(logs), ""
     noise = noise_of(pairs, plan)
     if plan.limit is not None:
         usual = float(np.median(baseline)) if len(logs) else 1.0
         allowed, suspect = bounds(plan.limit, usual, plan.floor_seconds, noise)
         enough = len(logs) >= LEAST_PAIRS and lost <= MOST_LOST * len(pairs.candidate)
-        verdict = verdict_of(interval, is_slower, allowed, suspect) if enough else Verdict.INCONCLUSIVE
+        verdict = verdict_of(interval, p_slower < plan.level, allowed, suspect) if enough else Verdict.INCONCLUSIVE
         if trend.crosses(math.log(allowed if verdict is Verdict.PASS else suspect)):
             verdict, doubt = Verdict.INCONCLUSIVE, trend.told()
     return Comparison(

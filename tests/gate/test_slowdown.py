@@ -271,7 +271,7 @@ def test_all_that_is_judged_shares_and_nothing_else() -> None:
 def test_runs_of_equal_bundles_alarm_in_one_percent_however_many_shapes_they_have() -> None:
     """Without a limit to hide behind; each comparison at 1 % would alarm in 3.9 % of runs of four."""
     rng = np.random.default_rng(0)
-    least = [min(slowdown.slower(rng.normal(0, 0.03, 12), Plan())[0] for _ in range(4)) for _ in range(3000)]
+    least = [min(slowdown.p_of(rng.normal(0, 0.03, 12), Plan()) for _ in range(4)) for _ in range(3000)]
     assert 0.005 <= np.mean([p < Plan(among=4).level for p in least]) <= 0.013
     assert np.mean([p < Plan().level for p in least]) > 0.03
 
