@@ -10,12 +10,9 @@ import numpy as np
 import pytest
 
 from planish import runtime
+from tests.weigh import onnx_bytes
 
 Sentences = dict[str, list[tuple[str, int]]]
-
-
-def onnx_bytes(bundle: Path) -> int:
-    return sum(path.stat().st_size for path in (bundle / "onnx").rglob("*") if path.is_file())
 
 
 def test_minilm_int8_is_small_and_close(minilm_bundle: Path, minilm_parent: Path, movie_sentences: Sentences) -> None:

@@ -9,12 +9,9 @@ import numpy as np
 import pytest
 
 from planish import runtime
+from tests.weigh import onnx_bytes
 
 pytestmark = pytest.mark.timeout(2400)  # GPTQ on one thread of a busy machine takes its time
-
-
-def onnx_bytes(bundle: Path) -> int:
-    return sum(path.stat().st_size for path in (bundle / "onnx").rglob("*") if path.is_file())
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ from planish.export import export
 from planish.export.quiet import quiet
 from planish.runtime import load, verify
 from tests.sentiment import train_sentiment
+from tests.weigh import onnx_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
 Rows = list[tuple[str, int]]
@@ -68,10 +69,6 @@ def shipped(parent: Path, movie_sentences: dict[str, Rows], tmp_path_factory: py
     export(parent, folder / "parent.bundle", dialects=("ort",))
     assert main([str(argument) for argument in arguments]) in (0, 3), "400 sentences may be too few to be sure"
     return folder
-
-
-def onnx_bytes(bundle: Path) -> int:
-    return sum(file.stat().st_size for file in (bundle / "onnx").rglob("*") if file.is_file())
 
 
 def test_one_command_cuts_distills_and_quantizes(shipped: Path, capsys: pytest.CaptureFixture[str]) -> None:
