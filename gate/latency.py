@@ -31,7 +31,7 @@ import numpy as np
 
 from planish.gate.clock import Clock, ProcessClock, Timing, look, since
 from planish.gate.drift import Watch
-from planish.gate.slowdown import FIRST_LOOK, LEAST_PAIRS, Comparison, Pairs, Plan, decide, is_clear, under
+from planish.gate.slowdown import FIRST_LOOK, Comparison, Pairs, Plan, decide, is_clear, under
 
 __all__ = ["SETTLED", "Probe", "Sides", "Sitting", "block", "block_length", "compare", "median_timing"]
 
@@ -50,7 +50,7 @@ once more, a session of its own: what that differs by is the clock's noise."""
 
 BLOCK_SECONDS = 0.02  # a block shorter than this is mostly the clock's own noise
 BLOCKS = 3  # of each side in a sitting
-PATIENCE = 2  # so many times the seconds asked for are added while there are too few sittings
+PATIENCE = 2  # so many times the seconds asked for are added while sittings are too few to pass and to regress
 GROWTH = 1.4  # from one look of the sequential rule to the next
 
 
@@ -88,9 +88,9 @@ def compare(
 ) -> list[Comparison]:
     """Sit until every shape and phase is decided or the time is up; one comparison for each, named ``shape phase``.
 
-    Too busy a machine for six sittings, without which nothing can be said, gets up to three times the time. ``watch``
-    looks at the machine after each sitting; what changed is judged (`planish.gate.drift`). All that has a limit shares
-    the level of the test.
+    Too busy a machine for the sittings that can tell either way (two judged comparisons: eight) gets up to three times
+    the time. ``watch`` looks at the machine after each sitting; what changed is judged (`planish.gate.drift`). All that
+    has a limit shares the level of the test.
     """
     clock = clock or ProcessClock()
     end = clock.wall() + plan.seconds
@@ -105,13 +105,12 @@ def compare(
             watch.look()
         if progress:
             progress("latency", done, plan.max_pairs)
-        over = clock.wall() - end
-        if over >= 0 and (done >= LEAST_PAIRS or over >= PATIENCE * plan.seconds):
+        over, plans = clock.wall() - end, shared(plan, len(found)).judgements
+        if over >= 0 and (over >= PATIENCE * plan.seconds or all(each.enough(done) for each in plans.values())):
             break
         if done >= due:
             due = math.ceil(due * GROWTH)
-            plans = shared(plan, len(found)).judgements.values()
-            if all(is_clear(pairs, each) for pairs in found.values() for each in plans):
+            if all(is_clear(pairs, each) for pairs in found.values() for each in plans.values()):
                 break
     clocks = shared(plan, len(found)).judgements.items()
     judged = [decide(named(name, word), pairs, each) for name, pairs in found.items() for word, each in clocks]

@@ -11,8 +11,8 @@ Wilcoxon's test:
   that are judged together (shapes, phases, clocks) share the 0.01 equally (Bonferroni), so that equal bundles raise an
   alarm in at most 1 % of *runs*, not of comparisons;
 - else inconclusive; also with fewer than 6 pairs (a regress needs 7, of two comparisons 8: p cannot be below 0.01 or
-  0.005 with fewer), a clock that stood still in more than 5 % of them, or a ratio or a machine that changed meanwhile
-  (`planish.gate.drift`).
+  0.005 with fewer, and measuring takes up to three times its time to get them), a clock that stood still in more than
+  5 % of them, or a ratio or a machine that changed meanwhile (`planish.gate.drift`).
 
 **On the wall clock** a regress must also exceed the noise of the clock itself: in the same sittings the baseline is
 opened a second time and measured against itself, and the 95 % interval of that ratio (which should hold 1) is a floor:
@@ -97,6 +97,14 @@ class Plan:
     def level(self) -> float:
         """Wilcoxon's p has to be below this for a regress."""
         return ALPHA / self.among
+
+    def enough(self, pairs: int) -> bool:
+        """Can so many pairs pass *and* regress? Wilcoxon's p is never below ``2 ** -pairs``.
+
+        >>> [Plan(among=among).enough(7) for among in (1, 2)]
+        [True, False]
+        """
+        return pairs >= LEAST_PAIRS and (self.limit is None or can_prove(pairs, self.level))
 
     @property
     def judgements(self) -> dict[str, Plan]:
@@ -245,6 +253,11 @@ def is_clear(pairs: Pairs, plan: Plan) -> bool:
     return interval.high <= math.log(allowed) or (interval.low > math.log(suspect) and p_of(logs, plan) < plan.level)
 
 
+def can_prove(pairs: int, level: float) -> bool:
+    """Is Wilcoxon's p below ``level`` if so many pairs all say slower?"""
+    return 0.5**pairs < level
+
+
 def p_of(logs: Floats, plan: Plan) -> float:
     """Wilcoxon's one-sided p against "not slower than the reference"."""
     return wilcoxon_greater(logs - math.log(min(1.0, plan.limit or 1.0)))
@@ -336,4 +349,6 @@ def open_words(found: Comparison) -> str:
         return f"; {found.doubt}: let the machine settle, then measure again"
     if found.pairs < LEAST_PAIRS:
         return f"; {LEAST_PAIRS} pairs are the least: give more time{busy}"
+    if not can_prove(found.pairs, found.level):
+        return f"; so few pairs cannot prove a slowdown: give more time{busy}"
     return f": too noisy to decide, give more time or a quieter machine{busy}"

@@ -327,7 +327,21 @@ def test_who_is_opened_first_is_random() -> None:
 
 def test_a_busy_machine_gets_more_time_but_not_without_end() -> None:
     assert measure(1.0, 0, seconds=0.0).pairs == 1  # one sitting is held, however short the time
-    assert measure(1.0, 0, seconds=0.7).pairs == slowdown.LEAST_PAIRS
+    assert measure(1.0, 0, seconds=0.7, limit=None).pairs == slowdown.LEAST_PAIRS  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("among", "pairs"), [(1, 7), (2, 8), (4, 9)])
+def test_a_busy_machine_measures_until_a_slowdown_could_be_proved(among: int, pairs: int) -> None:
+    """Six sittings of time are given: p is 1/64 at best with those, and even a twofold slowdown stayed open."""
+    found = measure(2.0, 0, seconds=1.2, among=among)
+    assert (found.verdict, found.pairs) == ("regress", pairs)
+    assert measure(1.0, 0, seconds=1.2, among=among).pairs == pairs
+
+
+def test_too_few_pairs_for_a_proof_are_named() -> None:
+    found = decide("1x8 inference", pairs_slower_by(*range(97, 104)), Plan(among=2))
+    assert found.verdict == "inconclusive"
+    assert "so few pairs cannot prove a slowdown: give more time" in judge_latency(found).reason
 
 
 def test_blocks_are_long_enough_for_the_clock() -> None:
