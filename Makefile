@@ -8,8 +8,9 @@ export TOKENIZERS_PARALLELISM := false
 
 .PHONY: demo test venv data lint types check slow gpu clean
 
+# 3 is a verdict left open, which the table shows (a processor on which INT4 prefill is as slow as the limit allows).
 demo: venv
-	$(BIN)/planish demo
+	$(BIN)/planish demo || test $$? -eq 3
 
 test: venv data lint types check
 
