@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from planish import runtime
-from tests.weigh import onnx_bytes
+from planish.demo import onnx_bytes
 
 Sentences = dict[str, list[tuple[str, int]]]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from planish import runtime
-from tests.weigh import onnx_bytes
+from planish.demo import onnx_bytes
 
 pytestmark = pytest.mark.timeout(2400)  # GPTQ on one thread of a busy machine takes its time
 

@@ -18,11 +18,11 @@ from planish.compress import load_recipe, open_checkpoint
 from planish.compress.bench import Bench
 from planish.compress.slicing import cut_blocks
 from planish.compress.write import write_checkpoint
+from planish.demo import onnx_bytes
 from planish.export import export
 from planish.export.quiet import quiet
 from planish.runtime import load, verify
 from tests.sentiment import train_sentiment
-from tests.weigh import onnx_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
 Rows = list[tuple[str, int]]

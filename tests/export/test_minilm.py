@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from planish.demo import onnx_bytes
 from planish.export.golden import encoder_inputs, run_torch
 from planish.export.quiet import quiet
 from planish.export.reference import load_reference
 from planish.runtime import load
-from tests.weigh import onnx_bytes
 
 SENTENCES = 60
 
