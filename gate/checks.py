@@ -116,13 +116,18 @@ def loss_verdict(loss: Interval, margin: float, rule: Rule, p_worse: float | Non
 def judge_loss(name: str, loss: Interval, margin: float, n: int, rule: Rule, *, p_worse: float | None = None) -> Check:
     """A loss in points against a margin in points; for hits and misses with the exact McNemar ``p_worse``."""
     verdict = loss_verdict(loss, margin, rule, p_worse)
-    found = f"{name} {describe_loss(loss.estimate)} points ({loss.low:+.2f} to {loss.high:+.2f}, n = {n})"
-    reason = f"{found}; at most {margin:g} may be lost{more_samples(verdict)}"
+    found = f"{name} {describe_loss(loss, n)}; at most {margin:g} may be lost"
+    reason = f"{found}{more_samples(verdict)}"
     return Check(f"{name} loss", verdict, loss.estimate, margin, "points", reason, loss, n)
 
 
-def describe_loss(points: float) -> str:
-    return f"lost {points:.2f}" if points >= 0 else f"gained {-points:.2f}"
+def describe_loss(loss: Interval, n: int) -> str:
+    """A loss in points; a negative one is a gain, and then the interval is told as the gain's, too."""
+    word, found = "lost", (loss.estimate, loss.low, loss.high)
+    if loss.estimate < 0:
+        word, found = "gained", (-loss.estimate, -loss.high, -loss.low)
+    points, low, high = found
+    return f"{word} {points:.2f} points ({low:+.2f} to {high:+.2f}, n = {n})"
 
 
 def more_samples(verdict: Verdict) -> str:

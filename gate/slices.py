@@ -106,8 +106,7 @@ def judge_slices(metric: str, losses: Sequence[SliceLoss], margin: float) -> Che
         return None
     hurt = [one for one in losses if one.hurts(margin)]
     worst = (hurt or losses)[0]
-    bounds = f"{worst.loss.low:+.2f} to {worst.loss.high:+.2f}, n = {worst.n}"
-    reason = f"{metric} on slice '{worst.name}' {describe_loss(worst.loss.estimate)} points ({bounds})"
+    reason = f"{metric} on slice '{worst.name}' {describe_loss(worst.loss, worst.n)}"
     reason += f"; at most {margin:g} may be lost on a slice"
     if len(hurt) > 1:
         reason += f"; {len(hurt)} of {len(losses)} slices lose more"

@@ -61,6 +61,20 @@ def test_without_significance_the_rule_would_raise_false_alarms(monkeypatch: pyt
     assert rate("regress", 1000, flips=20, lost=0) > 0.038
 
 
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        ((0.3, -2.25, 2.87), "accuracy lost 0.30 points (-2.25 to +2.87, n = 346); at most 3 may be lost"),
+        ((-0.2, -1.49, 1.08), "accuracy gained 0.20 points (-1.08 to +1.49, n = 346); at most 3 may be lost"),
+    ],
+)
+def test_a_gain_is_told_with_the_gains_interval(loss: tuple[float, float, float], said: str) -> None:
+    check = judge_loss("accuracy", Interval(*loss, 0.95, "here"), 3, 346, "interval")
+    assert check.reason == said
+    assert check.interval is not None
+    assert (check.value, check.interval.low, check.interval.high) == loss
+
+
 def test_the_interval_rule_passes_only_what_is_proven() -> None:
     assert rate("pass", 1000, flips=20, lost=0, rule="interval", trials=100) < 0.2
     assert rate("pass", 20_000, flips=100, lost=0, rule="interval", trials=50) > 0.9
